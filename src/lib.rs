@@ -1,0 +1,12 @@
+//! proxytune: a large base model steered by a small tuned pair, decoded together.
+
+pub mod backend;
+pub mod checkpoint;
+pub mod cli;
+pub mod engine;
+pub mod error;
+pub mod kv;
+pub mod model;
+pub mod text;
+
+pub use error::{Error, Result};
