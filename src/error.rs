@@ -39,7 +39,7 @@ pub enum Error {
         message: String,
     },
     /// Tensors that do not fit the configuration.
-    #[error("{}: tensor `{tensor}`: {message}", Escaped(.path))]
+    #[error("{}: tensor `{}`: {message}", Escaped(.path), .tensor.escape_debug())]
     Tensor {
         /// The file.
         path: PathBuf,

@@ -2,11 +2,7 @@
 
 pub mod backend;
 pub mod checkpoint;
-pub mod cli;
-pub mod engine;
 pub mod error;
-pub mod kv;
-pub mod model;
 pub mod text;
 
 pub use error::{Error, Result};

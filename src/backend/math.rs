@@ -5,8 +5,7 @@
 //! easy as 1, 2, 3" (2011).
 
 /// Coefficients of `(e^r - 1 - r) / r^2` on |r| <= ln 2 / 2, highest power first.
-pub const EXP_POLY: [f32; 6] =
-    [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1];
+pub const EXP_POLY: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
 /// Coefficients of `(ln(1 + x) - x + x^2 / 2) / x^3` on [sqrt(1/2) - 1, sqrt(2) - 1], highest power first.
 pub const LN_POLY: [f32; 9] = [
     7.037_683_6e-2,
@@ -17,7 +16,7 @@ pub const LN_POLY: [f32; 9] = [
     -1.666_805_7e-1,
     2.000_071_4e-1,
     -2.499_999_3e-1,
-    3.333_333_1e-1,
+    3.333_333e-1,
 ];
 /// High part of ln 2: few enough bits that its product with an exponent is exact.
 pub const LN2_HI: f32 = 0.693_359_4;
@@ -25,12 +24,18 @@ pub const LN2_HI: f32 = 0.693_359_4;
 pub const LN2_LO: f32 = -2.121_944_4e-4;
 /// Below it, e^t is taken as 0.
 pub const EXP_MIN: f32 = -87.0;
+/// Multipliers of Philox4x32.
+pub const PHILOX_MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];
+/// What each round adds to its key.
+pub const PHILOX_KEY_STEPS: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
 
+#[inline(always)]
 fn horner<const N: usize>(coefficients: &[f32; N], x: f32) -> f32 {
     coefficients[1..].iter().fold(coefficients[0], |sum, &c| sum.mul_add(x, c))
 }
 
 /// e^t for t <= 0.
+#[inline(always)] // the CPU's loops around it are compiled for several instruction sets
 pub fn exp_nonpositive(t: f32) -> f32 {
     if t < EXP_MIN {
         return 0.0;
@@ -42,12 +47,14 @@ pub fn exp_nonpositive(t: f32) -> f32 {
 }
 
 /// ln(1 + x) for x in [sqrt(1/2) - 1, sqrt(2) - 1].
+#[inline(always)]
 fn ln_1p_near_zero(x: f32) -> f32 {
     let z = x * x;
     x + z.mul_add(-0.5, horner(&LN_POLY, x) * x * z)
 }
 
 /// ln x for normal x > 0.
+#[inline(always)]
 pub fn ln(x: f32) -> f32 {
     // Exponent such that the mantissa falls in [sqrt(1/2), sqrt(2)).
     let offset = x.to_bits().wrapping_sub(std::f32::consts::FRAC_1_SQRT_2.to_bits());
@@ -60,6 +67,7 @@ pub fn ln(x: f32) -> f32 {
 }
 
 /// `-ln(E)` with `E = -log1p(-v)`, `v = min((f32(x) + 0.5) * 2^-32, 1 - 2^-24)`: a Gumbel variate from 32 random bits.
+#[inline(always)]
 pub fn gumbel(x: u32) -> f32 {
     let v = ((x as f32 + 0.5) * 2f32.powi(-32)).min(1.0 - 2f32.powi(-24));
     // For small v, 1 - v would round away what matters.
@@ -68,25 +76,28 @@ pub fn gumbel(x: u32) -> f32 {
 }
 
 /// Philox4x32-10.
+#[inline]
 pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     let ([mut a, mut b, mut c, mut d], [mut k0, mut k1]) = (counter, key);
     for _ in 0..10 {
-        let p = u64::from(a) * 0xd251_1f53;
-        let q = u64::from(c) * 0xcd9e_8d57;
+        let p = u64::from(a) * u64::from(PHILOX_MULTIPLIERS[0]);
+        let q = u64::from(c) * u64::from(PHILOX_MULTIPLIERS[1]);
         (a, b, c, d) = ((q >> 32) as u32 ^ b ^ k0, q as u32, (p >> 32) as u32 ^ d ^ k1, p as u32);
-        k0 = k0.wrapping_add(0x9e37_79b9);
-        k1 = k1.wrapping_add(0xbb67_ae85);
+        k0 = k0.wrapping_add(PHILOX_KEY_STEPS[0]);
+        k1 = k1.wrapping_add(PHILOX_KEY_STEPS[1]);
     }
     [a, b, c, d]
 }
 
 /// A float's bits as an integer of the same order, -inf lowest, +inf highest; -0 equals +0.
+#[inline]
 pub fn ordered_bits(x: f32) -> u32 {
     let bits = x.to_bits();
     if bits > 0x8000_0000 { !bits } else { bits | 0x8000_0000 }
 }
 
 /// e^t in units of 2^-36, truncated, for t <= 0: exact integers, so that their sum does not depend on its order.
+#[inline]
 pub fn mass(t: f32) -> u64 {
     (exp_nonpositive(t) as f64 * 2f64.powi(36)) as u64
 }

@@ -219,7 +219,7 @@ pub struct RopeAppend<'a, B: Backend> {
 /// Canonical order: keys in blocks of [`KEY_BLOCK`] aligned to position 0; each block alone gives (max, sum, weighted
 /// values), blocks are folded left to right. Keys past the position count as absent and are replaced by zero when
 /// loaded, so poison there cannot spread. Rows that are not live give zero.
-/// Reads the lane's KV once per row and KV head.
+/// Reads the lane's KV from memory once per row and KV head: the query heads that share one find it in the cache.
 pub struct Attention<'a, B: Backend> {
     /// Out: `[members * cap][n_heads * head_dim]` f32.
     pub y: &'a B::Buf,
@@ -295,10 +295,11 @@ pub struct NormGateUp<'a, B: Backend> {
 }
 
 /// Three logits rows per sample to one token id: difference, masks, penalties, temperature, filters, softmax, draw; one
-/// dispatch, which also advances the slot. A slot that is not Running is left alone.
+/// dispatch, which also advances the slot. A slot that is not Running is left alone, but for `drew = 0`.
 ///
 /// Order of operations:
-/// 1. a NaN or +inf (by bits) in a live column of a row that is read, or no finite column: `finish = Numeric`;
+/// 1. a NaN or +inf (by bits) in a live column of a row that is read, or such a row without a finite live column:
+///    `finish = Numeric`. The same where step 3 leaves no finite score, or a score overflows to +inf in 3, 5 or 6;
 /// 2. base mask: ids outside the base's nucleus (`base_top_p`) or below `base_min_p * max p_base` become -inf;
 /// 3. `s = z_b + alpha (z_e - z_a)`; ids of the second constraints mask use z_b alone. alpha = 0 reads only z_b.
 ///    z_b = -inf stays; both -inf gives difference 0; z_e alone gives -inf; z_a alone is Numeric (for alpha < 0 the
@@ -309,19 +310,21 @@ pub struct NormGateUp<'a, B: Backend> {
 /// 6. penalties: repetition (s > 0 ? s / r : s * r) over ids counted in prompt or response, then presence and
 ///    frequency over the response. `counts[slot][id]`: bit 31 = in the base prompt, the rest = times in the response;
 /// 7. greedy: arg-max, ties to the lowest id. Else t = (s - max) * inverse_temperature;
-/// 8. top-k by (score, lowest id), top-p on what is left, then min-p: e^t >= min_p. Masses are integers: e^t in units
+/// 8. top-k by (t, lowest id), top-p on what is left, then min-p: e^t >= min_p. Masses are integers: e^t in units
 ///    of 2^-36, truncated, so that their sum is exact in any order; the nucleus is the smallest prefix with
-///    `mass * 2^32 >= total * p`, at least one id;
+///    `mass * 2^32 >= total * p`, at least one id. `scores[slot][1]` keeps the processed scores: t, and -inf where an
+///    id cannot be drawn; less ln(sum e^t) they are processed log-probabilities (greedy: s after step 6);
 /// 9. Gumbel maximum: arg-max of t - ln(E), `E = -log1p(-v)`, `v = min((f32(x) + 0.5) * 2^-32, 1 - 2^-24)`, x = lane
 ///    id % 4 of Philox4x32-10 with key `seed`, counter (id / 4, produced, sample_index, 0); ties to the lowest id.
 ///
-/// Then, unless it ended above: the id goes to `last_id` and `ring[produced % RING]`, `produced` and `lengths` grow by
-/// one, the id is counted, and a stop id (`Stop`, unless `ignore_eos`) or `produced == max_tokens` (`Length`) ends it.
+/// Then, unless it ended above: `drew` becomes 1, the id goes to `last_id` and `ring[produced % RING]`, `produced` and
+/// `lengths` grow by one, the id is counted where the slot is penalised, and a stop id (`Stop`) or
+/// `produced == max_tokens` (`Length`) ends it.
 /// Reads (1 + 2) x n_ids x 4 bytes per sample.
 pub struct CombineSample<'a, B: Backend> {
     /// In and out: `[n_slots]` of [`Slot`].
     pub slots: &'a B::Buf,
-    /// Out: `[n_slots][2][32 * mask_words]` f32: scores after step 3, and scratch.
+    /// Out: `[n_slots][2][32 * mask_words]` f32: scores after step 3, and processed scores; -inf where no id is live.
     pub scores: &'a B::Buf,
     /// In and out: `[n_slots][32 * mask_words]` u32, where `has_counts`; else any buffer.
     pub counts: &'a B::Buf,
@@ -345,7 +348,7 @@ pub struct CombineSample<'a, B: Backend> {
 /// Log-probabilities are over live ids (and, combined, over ids that the base mask left). 0 * inf = 0. With alpha = 0
 /// the pair's rows are not read, and their figures are those of the base.
 pub struct Record<'a, B: Backend> {
-    /// Out: `[n_slots]` of [`StepRecord`]; a slot that drew nothing in this step is left alone.
+    /// Out: `[n_slots]` of [`StepRecord`]; a slot with `drew = 0` is left alone.
     pub records: &'a B::Buf,
     /// As combine_sample left them.
     pub slots: &'a B::Buf,

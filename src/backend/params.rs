@@ -22,6 +22,8 @@ pub const MAX_BIASES: usize = 1024;
 pub const MAX_RECORD_TOP: usize = 20;
 /// Widest logits row.
 pub const MAX_VOCAB: usize = 262_208;
+/// Widest head: attention keeps one in the memory of a workgroup.
+pub const MAX_HEAD_DIM: usize = 256;
 /// Slots one step can advance.
 pub const MAX_SLOTS: usize = 64;
 
@@ -85,10 +87,11 @@ pub enum Finish {
 }
 
 impl Finish {
-    /// The variant of a slot's `finish` word.
-    pub fn from_word(word: u32) -> Self {
+    /// The variant of a slot's `finish` word; `None` where it is no variant's, which a sane device never writes.
+    pub fn from_word(word: u32) -> Option<Self> {
         [Finish::Running, Finish::Stop, Finish::Length, Finish::Numeric, Finish::Empty, Finish::Cancelled]
-            [word as usize]
+            .get(word as usize)
+            .copied()
     }
 }
 
@@ -109,11 +112,9 @@ pub struct Slot {
     pub lengths: [u32; N_LANES],
     /// Stop ids are never sampled while `produced` is below it.
     pub min_tokens: u32,
-    /// 1: a stop id does not end the slot.
-    pub ignore_eos: u32,
     /// Valid entries of `stop_ids`.
     pub n_stop_ids: u32,
-    /// Valid (id, bias) pairs of the slot in the constraints buffer, sorted by id.
+    /// Valid (id, bias) pairs of the slot in the constraints buffer, sorted by id, each id once.
     pub n_biases: u32,
     /// 1: the slot uses penalties, and its row of `counts` is kept.
     pub penalised: u32,
@@ -141,6 +142,8 @@ pub struct Slot {
     pub seed: [u32; 2],
     /// Index among `n` samples of one request: Philox counter word 2.
     pub sample_index: u32,
+    /// 1: the last step that sampled the slot drew an id.
+    pub drew: u32,
     /// Padding to a multiple of 16 bytes.
     pub reserved: [u32; 3],
     /// Ids that end the slot.

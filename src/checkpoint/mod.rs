@@ -1,1 +1,144 @@
-//! checkpoint
+//! A model's directory, read and checked: named tensors, a [`ModelConfig`], and nothing that can still be wrong.
+//!
+//! First station of the walk. Nothing else reads the weights or the configuration of a model; the tokenizer and the chat
+//! template are read by [`crate::text`] from the same [`Source`].
+
+mod config;
+mod fields;
+mod generation;
+mod layout;
+mod rope;
+mod safetensors;
+mod shards;
+mod source;
+
+pub use crate::backend::{Activation, Dtype};
+pub use config::{Family, ModelConfig};
+pub(crate) use fields::Fields;
+pub use generation::GenerationConfig;
+pub use rope::{Rope, RopeScaling};
+pub use source::{Blob, Identity, Source, same_files};
+
+use crate::{Error, Result};
+use half::{bf16, f16};
+use shards::{Shards, Stored};
+use std::collections::BTreeMap;
+
+/// Differences between files and configuration that a message lists.
+const MAX_LISTED: usize = 10;
+
+/// An open model whose tensors are exactly those that its configuration asks for.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// The directory, for messages.
+    pub name: String,
+    /// config.json.
+    pub config: ModelConfig,
+    /// generation_config.json.
+    pub generation: GenerationConfig,
+    source: Source,
+    files: Vec<Blob>,
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+/// One tensor in the files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// How it is stored.
+    pub dtype: Dtype,
+    /// Rows first.
+    pub shape: Vec<usize>,
+    /// Bytes in the file.
+    pub n_bytes: usize,
+    shard: usize,
+    offset: u64,
+}
+
+impl Checkpoint {
+    /// Reads config.json, generation_config.json and the headers of the weights, and checks them against each other.
+    /// No weight is read yet.
+    pub fn open(source: Source) -> Result<Self> {
+        // First, so that a path that is not a directory says so rather than "no config.json".
+        source.identity()?;
+        let config = ModelConfig::read(&source)?;
+        let generation = GenerationConfig::read(&source)?;
+        let shards = Shards::open(&source)?;
+        check_layout(&source, &config, &shards)?;
+        let kept = shards.tensors.into_iter().filter(|(name, _)| !layout::is_known_extra(&config, name));
+        let tensors = kept.map(|(name, stored)| Ok((name, tensor_info(&shards.files, stored)?)));
+        let tensors = tensors.collect::<Result<_>>()?;
+        let name = source.root().display().to_string();
+        Ok(Checkpoint { name, config, generation, source, files: shards.files, tensors })
+    }
+
+    /// What is known of tensor `name`.
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(name)
+    }
+
+    /// All tensors by name.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
+        self.tensors.iter().map(|(name, info)| (name.as_str(), info))
+    }
+
+    /// The little-endian bytes of tensor `name`.
+    pub fn read(&self, name: &str) -> Result<Vec<u8>> {
+        let info = self.expect(name)?;
+        self.files[info.shard].read(info.offset, info.n_bytes)
+    }
+
+    /// Tensor `name` widened to f32.
+    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+        let dtype = self.expect(name)?.dtype;
+        let bytes = self.read(name)?;
+        Ok(match dtype {
+            Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            Dtype::Bf16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        })
+    }
+
+    fn expect(&self, name: &str) -> Result<&TensorInfo> {
+        self.tensor(name).ok_or_else(|| Error::tensor(self.source.root(), name, "there is no such tensor"))
+    }
+}
+
+fn tensor_info(files: &[Blob], stored: Stored) -> Result<TensorInfo> {
+    let Stored { entry, shard } = stored;
+    let dtype = match entry.dtype.as_str() {
+        "F32" => Dtype::F32,
+        "F16" => Dtype::F16,
+        "BF16" => Dtype::Bf16,
+        other => {
+            let message = format!("dtype {other} is not supported; accepted are F32, F16 and BF16");
+            return Err(Error::tensor(&files[shard].path, entry.name, message));
+        }
+    };
+    Ok(TensorInfo { dtype, shape: entry.shape, n_bytes: entry.n_bytes, shard, offset: entry.offset })
+}
+
+/// Names the first tensors that are missing, misshapen or not asked for.
+fn check_layout(source: &Source, config: &ModelConfig, shards: &Shards) -> Result<()> {
+    let expected = layout::expected(config);
+    let mut differences = Vec::new();
+    for tensor in &expected {
+        match shards.tensors.get(&tensor.name) {
+            None => differences.push((&tensor.name, format!("missing, shape {:?} is needed", tensor.shape))),
+            Some(stored) if stored.entry.shape != tensor.shape => {
+                let found = &stored.entry.shape;
+                differences.push((&tensor.name, format!("shape {found:?}, config.json asks for {:?}", tensor.shape)));
+            }
+            Some(_) => {}
+        }
+    }
+    let known: std::collections::HashSet<&str> = expected.iter().map(|tensor| tensor.name.as_str()).collect();
+    let extra = shards.tensors.keys().filter(|name| !known.contains(name.as_str()));
+    for name in extra.filter(|name| !layout::is_known_extra(config, name)) {
+        differences.push((name, "config.json does not ask for it".to_string()));
+    }
+    let Some((first, what)) = differences.first() else { return Ok(()) };
+    let listed = differences.iter().take(MAX_LISTED).skip(1).map(|(name, what)| format!("\n  {name:?}: {what}"));
+    let more = differences.len().saturating_sub(MAX_LISTED);
+    let more = if more > 0 { format!("\n  and {more} more") } else { String::new() };
+    Err(Error::tensor(source.root(), *first, format!("{what}{}{more}", listed.collect::<String>())))
+}

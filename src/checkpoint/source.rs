@@ -1,0 +1,212 @@
+//! Where the bytes of a model come from: a directory on disk, or files compiled into the binary.
+//!
+//! Files are read with positioned reads, never mapped: a file that is truncated while it is read is an error here, where
+//! a mapping would be a signal. Whatever names a file inside a model (the shard index does) is held to [`Source::shard`].
+
+use crate::{Error, Result};
+use std::fs::{self, File};
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+/// The files of one model.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// A directory on disk.
+    Directory(PathBuf),
+    /// Files compiled into the binary.
+    Embedded {
+        /// Stands for the path in messages.
+        name: &'static str,
+        /// File names and their bytes.
+        files: &'static [(&'static str, &'static [u8])],
+    },
+}
+
+/// What makes two sources the same model: the canonical directory, or the address of the embedded table.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Identity {
+    /// The directory after links are resolved.
+    Directory(PathBuf),
+    /// The embedded table.
+    Embedded(usize),
+}
+
+impl Source {
+    /// The directory `path`. Nothing is read yet.
+    pub fn directory(path: impl Into<PathBuf>) -> Self {
+        Source::Directory(path.into())
+    }
+
+    /// The path of `file` as messages show it.
+    pub fn path(&self, file: &str) -> PathBuf {
+        match self {
+            Source::Directory(dir) => dir.join(file),
+            Source::Embedded { name, .. } => Path::new(name).join(file),
+        }
+    }
+
+    /// The directory, or the name of the embedded files, as messages show it.
+    pub fn root(&self) -> PathBuf {
+        match self {
+            Source::Directory(dir) => dir.clone(),
+            Source::Embedded { name, .. } => PathBuf::from(name),
+        }
+    }
+
+    /// What two sources of the same model have in common.
+    pub fn identity(&self) -> Result<Identity> {
+        match self {
+            Source::Directory(dir) => Ok(Identity::Directory(canonical_directory(dir)?)),
+            Source::Embedded { files, .. } => Ok(Identity::Embedded(files.as_ptr() as usize)),
+        }
+    }
+
+    /// The names of the files, sorted; directories inside the directory are left out.
+    pub fn names(&self) -> Result<Vec<String>> {
+        let mut names: Vec<String> = match self {
+            Source::Embedded { files, .. } => files.iter().map(|(name, _)| name.to_string()).collect(),
+            Source::Directory(dir) => {
+                canonical_directory(dir)?;
+                let entries = fs::read_dir(dir).map_err(|e| Error::file(dir, e))?;
+                let entries = entries.collect::<io::Result<Vec<_>>>().map_err(|e| Error::file(dir, e))?;
+                let plain = entries.iter().filter(|e| !e.path().is_dir());
+                plain.filter_map(|e| e.file_name().into_string().ok()).collect()
+            }
+        };
+        names.sort();
+        Ok(names)
+    }
+
+    /// Opens `file` for positioned reads; `None` where there is no such file.
+    pub fn open(&self, file: &str) -> Result<Option<Blob>> {
+        let path = self.path(file);
+        match self {
+            Source::Embedded { files, .. } => {
+                let found = files.iter().find(|(name, _)| *name == file);
+                Ok(found.map(|&(_, bytes)| Blob { path, n_bytes: bytes.len() as u64, bytes: Bytes::Memory(bytes) }))
+            }
+            Source::Directory(_) => open_regular(path),
+        }
+    }
+
+    /// All of `file` if it has at most `limit` bytes; `None` where there is no such file.
+    pub fn read(&self, file: &str, limit: u64) -> Result<Option<Vec<u8>>> {
+        let Some(blob) = self.open(file)? else { return Ok(None) };
+        if blob.n_bytes > limit {
+            return Err(Error::file(&blob.path, format!("{} bytes, the limit is {limit}", blob.n_bytes)));
+        }
+        blob.read(0, blob.n_bytes as usize).map(Some)
+    }
+
+    /// Opens a file whose name was read from another file: a plain relative name that stays inside the model.
+    ///
+    /// Links may leave the directory only for the `blobs` of the same hub snapshot, which is how the hub's cache is laid out.
+    pub(super) fn shard(&self, file: &str, named_by: &Path) -> Result<Blob> {
+        let mut parts = Path::new(file).components();
+        let plain = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
+        // A backslash or a drive is a separator elsewhere: the same index must mean the same file everywhere.
+        if !plain || file.contains(['/', '\\', ':', '\0']) {
+            return Err(Error::file(named_by, format!("names the shard {file:?}, which is not a plain file name")));
+        }
+        let absent = || Error::file(named_by, format!("names the shard {file:?}, which is not there"));
+        if let Source::Directory(dir) = self {
+            let target = self.path(file).canonicalize().map_err(|_| absent())?;
+            if !inside_model(&canonical_directory(dir)?, &target) {
+                let message = format!("is a link to {:?}, outside the model's directory", target.display().to_string());
+                return Err(Error::file(self.path(file), message));
+            }
+        }
+        self.open(file)?.ok_or_else(absent)
+    }
+}
+
+/// Whether two sources are the same model, so that it is loaded once.
+pub fn same_files(a: &Source, b: &Source) -> Result<bool> {
+    Ok(a.identity()? == b.identity()?)
+}
+
+fn canonical_directory(dir: &Path) -> Result<PathBuf> {
+    let canonical = dir.canonicalize().map_err(|e| Error::file(dir, e))?;
+    if canonical.is_dir() {
+        return Ok(canonical);
+    }
+    let is_gguf = canonical.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    let message =
+        if is_gguf { "GGUF is not read, use the directory of the same model's safetensors" } else { "not a directory" };
+    Err(Error::file(dir, message))
+}
+
+fn inside_model(canonical: &Path, target: &Path) -> bool {
+    let snapshots = canonical.parent().filter(|p| p.file_name().is_some_and(|name| name == "snapshots"));
+    let blobs = snapshots.and_then(Path::parent).map(|repository| repository.join("blobs"));
+    target.starts_with(canonical) || blobs.is_some_and(|blobs| target.starts_with(blobs))
+}
+
+/// The kind is asked for before opening, because opening a FIFO waits for a writer.
+fn open_regular(path: PathBuf) -> Result<Option<Blob>> {
+    match fs::metadata(&path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::file(path, e)),
+        Ok(metadata) if !metadata.is_file() => return Err(Error::file(path, "not a regular file")),
+        Ok(_) => {}
+    }
+    let file = File::open(&path).map_err(|e| Error::file(&path, e))?;
+    let n_bytes = file.metadata().map_err(|e| Error::file(&path, e))?.len();
+    Ok(Some(Blob { path, n_bytes, bytes: Bytes::File(file) }))
+}
+
+/// An open file of a model.
+#[derive(Debug)]
+pub struct Blob {
+    /// The path, for messages.
+    pub path: PathBuf,
+    /// Length when it was opened.
+    pub n_bytes: u64,
+    bytes: Bytes,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    File(File),
+    Memory(&'static [u8]),
+}
+
+impl Blob {
+    /// `n_bytes` bytes at `offset`. The caller has checked them against [`Blob::n_bytes`], so a short read means that
+    /// the file changed since.
+    pub fn read(&self, offset: u64, n_bytes: usize) -> Result<Vec<u8>> {
+        match &self.bytes {
+            Bytes::Memory(bytes) => {
+                let bytes = usize::try_from(offset).ok().and_then(|start| bytes.get(start..)?.get(..n_bytes));
+                bytes.map(<[u8]>::to_vec).ok_or_else(|| Error::file_at(&self.path, offset, "the file ends early"))
+            }
+            Bytes::File(file) => {
+                let mut bytes = vec![0; n_bytes];
+                read_exact_at(file, &mut bytes, offset).map_err(|e| match e.kind() {
+                    io::ErrorKind::UnexpectedEof => Error::file_at(&self.path, offset, "the file ends early"),
+                    _ => Error::file_at(&self.path, offset, e),
+                })?;
+                Ok(bytes)
+            }
+        }
+    }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, bytes, offset)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            n => {
+                bytes = &mut bytes[n..];
+                offset += n as u64;
+            }
+        }
+    }
+    Ok(())
+}
