@@ -1,0 +1,228 @@
+//! The CPU: the twin that the other backends are tested against, and what a machine without a GPU runs.
+//!
+//! Ops run when they are recorded. Weights stand interleaved (`matrix`), so that SIMD lanes are output rows and each
+//! sum runs over K in order with fused multiply-adds: every instruction set gives the same bits. Work is split over
+//! threads by outputs only, so the number of threads changes nothing either.
+
+mod attention;
+mod combine_sample;
+mod embed;
+mod matmul_add;
+mod matrix;
+mod norm_add;
+mod norm_gate_up;
+mod norm_matmul;
+mod record;
+mod rope_append;
+mod rows;
+mod select;
+mod simd;
+
+pub use matrix::Matrix;
+pub use simd::Isa;
+
+use super::params::{Extent, MAX_MEMBERS};
+use super::*;
+use crate::{Error, Result};
+use bytemuck::Pod;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use std::cell::{Ref, RefCell, RefMut};
+
+/// A CPU with its threads.
+pub struct Cpu {
+    pool: ThreadPool,
+    isa: Isa,
+    scratch: RefCell<Scratch>,
+}
+
+/// What the matrix ops need beside their buffers; grows to the largest step and stays.
+#[derive(Default)]
+struct Scratch {
+    /// Rows ready to multiply: gathered, times the gain.
+    inputs: Vec<f32>,
+    /// Factor of each row's sums: the norm's.
+    factors: Vec<f32>,
+    /// Sums of one matrix, or of gate and up.
+    sums: [Vec<f32>; 2],
+}
+
+/// Memory of the CPU. Ops borrow it: two uses that do not go together are a programmer's error and panic.
+pub struct Buf(RefCell<Vec<u32>>);
+
+impl Buf {
+    fn view<T: Pod>(&self) -> Ref<'_, [T]> {
+        Ref::map(self.0.borrow(), |words| bytemuck::cast_slice(words))
+    }
+
+    fn view_mut<T: Pod>(&self) -> RefMut<'_, [T]> {
+        RefMut::map(self.0.borrow_mut(), |words| bytemuck::cast_slice_mut(words))
+    }
+}
+
+/// Ops run at once; what is left to record is how many there were.
+#[derive(Default)]
+pub struct Pass {
+    dispatches: usize,
+}
+
+impl Cpu {
+    /// `threads` threads, or all; the fastest instruction set that is here.
+    pub fn new(threads: Option<usize>) -> Result<Self> {
+        Self::with_isa(threads, Isa::best())
+    }
+
+    /// As [`Self::new`] with a given instruction set, which must be here.
+    pub fn with_isa(threads: Option<usize>, isa: Isa) -> Result<Self> {
+        if !isa.is_available() {
+            return Err(Error::device("cpu", format!("{} is not available here", isa.name())));
+        }
+        let error = |error: rayon::ThreadPoolBuildError| Error::device("cpu", format!("cannot start threads: {error}"));
+        let builder = || ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0));
+        // The engine's thread works too, so that no op waits for a hand-over; a thread can do so for one pool only.
+        let pool = builder().use_current_thread().build().or_else(|_| builder().build()).map_err(error)?;
+        Ok(Self { pool, isa, scratch: RefCell::default() })
+    }
+}
+
+/// Where a token of a member stands in a page, in elements of the plane.
+struct Cells {
+    first: usize,
+    tokens: usize,
+    n_kv_heads: usize,
+    head_dim: usize,
+}
+
+impl Cells {
+    #[inline(always)]
+    fn new(page: &PageParams, page_id: usize, n_kv_heads: usize, head_dim: usize, element_bytes: usize) -> Self {
+        let first = page_id * page.page_words as usize * 4 / element_bytes;
+        Cells { first, tokens: page.page_tokens as usize, n_kv_heads, head_dim }
+    }
+
+    /// First element of the key of token `token` at `head`.
+    #[inline(always)]
+    fn key(&self, head: usize, token: u32) -> usize {
+        self.first + (head * self.tokens + token as usize) * self.head_dim
+    }
+
+    /// First element of its value.
+    #[inline(always)]
+    fn value(&self, head: usize, token: u32) -> usize {
+        self.key(self.n_kv_heads + head, token)
+    }
+}
+
+impl Backend for Cpu {
+    type Buf = Buf;
+    type Matrix = Matrix;
+    type Pass = Pass;
+    type Receipt = Vec<u8>;
+
+    const LAG: usize = 0;
+
+    fn describe(&self) -> String {
+        format!("cpu ({}, {} threads)", self.isa.name(), self.pool.current_num_threads())
+    }
+
+    fn binding_limit(&self) -> u64 {
+        isize::MAX as u64
+    }
+
+    fn alloc(&self, label: &'static str, words: usize) -> Result<Buf> {
+        // Asked for first, so that too much is an error and not an abort; then zeroed by the system as it is touched.
+        let refused = || Error::Memory { what: label.into(), needed: 4 * words as u64, limit: self.binding_limit() };
+        let mut probe = Vec::<u32>::new();
+        probe.try_reserve_exact(words).map_err(|_| refused())?;
+        // Memory that nobody looks at need never be asked for: the compiler may leave the probe out.
+        drop(std::hint::black_box(probe));
+        Ok(Buf(RefCell::new(vec![0; words.max(1)])))
+    }
+
+    fn upload(&self, buf: &Buf, offset: usize, data: &[u8]) -> Result<()> {
+        buf.view_mut::<u8>()[offset..offset + data.len()].copy_from_slice(data);
+        Ok(())
+    }
+
+    fn read(&self, buf: &Buf, range: Range<usize>) -> Result<Vec<u8>> {
+        Ok(buf.view::<u8>()[range].to_vec())
+    }
+
+    fn matrix(&self, spec: MatrixSpec, members: &[&[u8]]) -> Result<Matrix> {
+        self.pool.install(|| Matrix::new(spec, members))
+    }
+
+    fn begin(&self) -> Pass {
+        Pass::default()
+    }
+
+    fn dispatches(&self, pass: &Pass) -> usize {
+        pass.dispatches
+    }
+
+    fn submit(&self, _: Pass, reads: &[(&Buf, Range<usize>)]) -> Result<Vec<u8>> {
+        Ok(reads.iter().flat_map(|(buf, range)| buf.view::<u8>()[range.clone()].to_vec()).collect())
+    }
+
+    fn collect(&self, receipt: Vec<u8>) -> Result<Vec<u8>> {
+        Ok(receipt)
+    }
+
+    fn embed(&self, pass: &mut Pass, op: Embed<'_, Self>) {
+        pass.dispatches += 1;
+        embed::run(op);
+    }
+
+    fn norm_matmul(&self, pass: &mut Pass, op: NormMatmul<'_, Self>) {
+        pass.dispatches += 1;
+        norm_matmul::run(self, op);
+    }
+
+    fn rope_append(&self, pass: &mut Pass, op: RopeAppend<'_, Self>) {
+        pass.dispatches += 1;
+        rope_append::run(self, op);
+    }
+
+    fn attention(&self, pass: &mut Pass, op: Attention<'_, Self>) {
+        pass.dispatches += 1;
+        attention::run(self, op);
+    }
+
+    fn matmul_add(&self, pass: &mut Pass, op: MatmulAdd<'_, Self>) {
+        pass.dispatches += 1;
+        matmul_add::run(self, op);
+    }
+
+    fn norm_add(&self, pass: &mut Pass, op: NormAdd<'_, Self>) {
+        pass.dispatches += 1;
+        norm_add::run(self, op);
+    }
+
+    fn norm_gate_up(&self, pass: &mut Pass, op: NormGateUp<'_, Self>) {
+        pass.dispatches += 1;
+        norm_gate_up::run(self, op);
+    }
+
+    fn combine_sample(&self, pass: &mut Pass, op: CombineSample<'_, Self>) {
+        pass.dispatches += 1;
+        combine_sample::run(self, op);
+    }
+
+    fn record(&self, pass: &mut Pass, op: Record<'_, Self>) {
+        pass.dispatches += 1;
+        record::run(self, op);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_is_not_there_is_an_error() {
+        let cpu = Cpu::new(Some(1)).expect("the CPU is here");
+        // 256 TiB: more than a process can address, so that no setting of overcommit grants it.
+        let words = 1 << 46;
+        let refused = Error::Memory { what: "too much".into(), needed: 1 << 48, limit: cpu.binding_limit() };
+        assert_eq!(cpu.alloc("too much", words).err(), Some(refused));
+    }
+}

@@ -1,0 +1,472 @@
+//! Instruction sets, chosen at run time, and the one loop written in their terms: a tile of a matrix product.
+//!
+//! Everything else is plain Rust compiled once more per instruction set by [`Isa::run`]: `mul_add` rounds once wherever
+//! it runs, lanes are independent, and the compiler does not reorder floating-point sums, so the bits are the same.
+//! All unsafe code of the backend is here.
+#![allow(unsafe_code)] // SIMD intrinsics and calls of functions compiled for an instruction set.
+
+use super::matrix::GROUP;
+use half::f16;
+
+/// An instruction set that the kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// What the target always has.
+    Portable,
+    /// AVX2 with FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// AVX-512 F, with the above.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// NEON.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+}
+
+impl Isa {
+    /// All that this build knows, slowest first.
+    pub const ALL: &'static [Isa] = &[
+        Isa::Portable,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512,
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon,
+    ];
+
+    /// The fastest that is here.
+    pub fn best() -> Self {
+        Self::ALL.iter().copied().rfind(|isa| isa.is_available()).unwrap_or(Isa::Portable)
+    }
+
+    /// Whether this machine has it.
+    pub fn is_available(self) -> bool {
+        match self {
+            Isa::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => {
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => Isa::Avx2.is_available() && is_x86_feature_detected!("avx512f"),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+        }
+    }
+
+    /// `portable`, `avx2`, `avx512`, `neon`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => "neon",
+        }
+    }
+
+    /// Runs a loop compiled for this instruction set: inside, `mul_add` is one instruction and lanes are vectors.
+    #[inline(always)]
+    pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            Isa::Portable => kernel.run(),
+            // SAFETY: a `Cpu` holds only instruction sets that are available.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => unsafe { x86::run_avx2(kernel) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { x86::run_avx512(kernel) },
+            // NEON and its fused multiply-add are part of the target's base.
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => kernel.run(),
+        }
+    }
+
+    /// `sums[row][lane] = sum over k of x[row][k] * weights[k][lane]`, k ascending, one fused multiply-add each.
+    ///
+    /// `weights` is a group of a matrix, `[n_in][GROUP]`; `x` is `[rows][n_in]`; `sums` is `[rows][GROUP]`.
+    pub(super) fn multiply<W: Weight>(self, weights: &[W], x: &[f32], n_in: usize, sums: &mut [f32]) {
+        let n_rows = sums.len() / GROUP;
+        assert!(n_in > 0 && weights.len() == n_in * GROUP && x.len() == n_rows * n_in && sums.len() == n_rows * GROUP);
+        let (weights, x, sums) = (weights.as_ptr(), x.as_ptr(), sums.as_mut_ptr());
+        // SAFETY: the lengths were just checked; a `Cpu` holds only instruction sets that are available.
+        unsafe {
+            match self {
+                Isa::Portable => group::<[f32; 16], W, 4, 4, 4>(weights, x, n_in, n_rows, sums),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => x86::group_avx2(weights, x, n_in, n_rows, sums),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => x86::group_avx512(weights, x, n_in, n_rows, sums),
+                #[cfg(target_arch = "aarch64")]
+                Isa::Neon => group::<neon::Vector, W, 16, 8, 4>(weights, x, n_in, n_rows, sums),
+            }
+        }
+    }
+}
+
+/// A loop that [`Isa::run`] compiles for each instruction set. A trait and not a closure, because its `run`, and what
+/// that calls in the loop, must be `#[inline(always)]`: what is not inlined is compiled without the instruction set.
+pub(super) trait Kernel {
+    /// What it gives.
+    type Output;
+    /// Runs it.
+    fn run(self) -> Self::Output;
+}
+
+/// A vector of f32 lanes.
+pub(super) trait Lanes: Copy {
+    /// Lanes.
+    const WIDTH: usize;
+    unsafe fn splat(x: f32) -> Self;
+    unsafe fn mul_add(self, factor: Self, sum: Self) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    unsafe fn load_f32(from: *const f32) -> Self;
+    unsafe fn load_f16(from: *const f16) -> Self;
+    unsafe fn load_bf16(from: *const half::bf16) -> Self;
+}
+
+/// How a weight is stored.
+pub(super) trait Weight: Copy + Send + Sync {
+    /// Widened, exactly.
+    fn widen(self) -> f32;
+    /// # Safety
+    /// `from` points to `V::WIDTH` elements, and the caller is compiled for `V`'s instruction set.
+    unsafe fn load<V: Lanes>(from: *const Self) -> V;
+}
+
+impl Weight for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    unsafe fn load<V: Lanes>(from: *const Self) -> V {
+        // SAFETY: the caller's promise, passed on.
+        unsafe { V::load_f32(from) }
+    }
+}
+
+impl Weight for f16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+
+    #[inline(always)]
+    unsafe fn load<V: Lanes>(from: *const Self) -> V {
+        // SAFETY: the caller's promise, passed on.
+        unsafe { V::load_f16(from) }
+    }
+}
+
+impl Weight for half::bf16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    #[inline(always)]
+    unsafe fn load<V: Lanes>(from: *const Self) -> V {
+        // SAFETY: the caller's promise, passed on.
+        unsafe { V::load_bf16(from) }
+    }
+}
+
+/// A group times all rows: rows in tiles of four, two and one, lanes in tiles of N4, N2 and N1 vectors, so that a
+/// tile's sums stay in registers. How rows are tiled changes no sum.
+///
+/// # Safety
+/// `weights` has `n_in * GROUP` elements, `x` has `n_rows * n_in`, `sums` has `n_rows * GROUP`.
+#[inline(always)]
+unsafe fn group<V: Lanes, W: Weight, const N1: usize, const N2: usize, const N4: usize>(
+    weights: *const W,
+    x: *const f32,
+    n_in: usize,
+    n_rows: usize,
+    sums: *mut f32,
+) {
+    let mut row = 0;
+    while row < n_rows {
+        // SAFETY: row + the tile's rows <= n_rows.
+        unsafe {
+            let (x, sums) = (x.add(row * n_in), sums.add(row * GROUP));
+            match n_rows - row {
+                1 => tiles::<V, W, 1, N1>(weights, x, n_in, sums),
+                2 | 3 => tiles::<V, W, 2, N2>(weights, x, n_in, sums),
+                _ => tiles::<V, W, 4, N4>(weights, x, n_in, sums),
+            }
+        }
+        row += match n_rows - row {
+            1 => 1,
+            2 | 3 => 2,
+            _ => 4,
+        };
+    }
+}
+
+/// `R` rows times the lanes of a group, `N` vectors of lanes at a time.
+///
+/// # Safety
+/// As for [`group`], with `R` rows.
+#[inline(always)]
+unsafe fn tiles<V: Lanes, W: Weight, const R: usize, const N: usize>(
+    weights: *const W,
+    x: *const f32,
+    n_in: usize,
+    sums: *mut f32,
+) {
+    let mut lane = 0;
+    while lane < GROUP {
+        // SAFETY: every k < n_in, row < R and lane < GROUP is inside by the caller's promise; GROUP is a multiple of
+        // N * V::WIDTH for every instantiation above.
+        unsafe {
+            let mut acc = [[V::splat(0.0); N]; R];
+            let mut w = [V::splat(0.0); N];
+            for k in 0..n_in {
+                for (n, w) in w.iter_mut().enumerate() {
+                    *w = W::load::<V>(weights.add(k * GROUP + lane + n * V::WIDTH));
+                }
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    let x = V::splat(*x.add(r * n_in + k));
+                    for (acc, w) in acc.iter_mut().zip(w) {
+                        *acc = x.mul_add(w, *acc);
+                    }
+                }
+            }
+            for (r, acc) in acc.iter().enumerate() {
+                for (n, acc) in acc.iter().enumerate() {
+                    acc.store(sums.add(r * GROUP + lane + n * V::WIDTH));
+                }
+            }
+        }
+        lane += N * V::WIDTH;
+    }
+}
+
+impl Lanes for [f32; 16] {
+    const WIDTH: usize = 16;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        [x; 16]
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, factor: Self, sum: Self) -> Self {
+        std::array::from_fn(|i| self[i].mul_add(factor[i], sum[i]))
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's promise: 16 elements.
+        unsafe { to.cast::<Self>().write_unaligned(self) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f32(from: *const f32) -> Self {
+        // SAFETY: the caller's promise: 16 elements.
+        unsafe { from.cast::<Self>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(from: *const f16) -> Self {
+        // SAFETY: the caller's promise: 16 elements.
+        unsafe { from.cast::<[f16; 16]>().read_unaligned() }.map(f16::to_f32)
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const half::bf16) -> Self {
+        // SAFETY: the caller's promise: 16 elements.
+        unsafe { from.cast::<[half::bf16; 16]>().read_unaligned() }.map(Weight::widen)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{Kernel, Lanes, Weight, group};
+    use half::{bf16, f16};
+    use std::arch::x86_64::*;
+
+    /// # Safety
+    /// AVX2, FMA and F16C are available.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run()
+    }
+
+    /// # Safety
+    /// AVX-512 F, AVX2, FMA and F16C are available.
+    #[target_feature(enable = "avx512f,avx2,fma,f16c")]
+    pub(super) unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run()
+    }
+
+    /// # Safety
+    /// As for [`group`], and AVX2, FMA and F16C are available.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) unsafe fn group_avx2<W: Weight>(w: *const W, x: *const f32, n_in: usize, n_rows: usize, sums: *mut f32) {
+        // SAFETY: the caller's promise, passed on. 16 registers hold 8 sums and the weights.
+        unsafe { group::<__m256, W, 8, 4, 2>(w, x, n_in, n_rows, sums) }
+    }
+
+    /// # Safety
+    /// As for [`group`], and AVX-512 F is available.
+    #[target_feature(enable = "avx512f,avx2,fma,f16c")]
+    pub(super) unsafe fn group_avx512<W: Weight>(
+        w: *const W,
+        x: *const f32,
+        n_in: usize,
+        n_rows: usize,
+        sums: *mut f32,
+    ) {
+        // SAFETY: the caller's promise, passed on. 32 registers hold 16 sums and the weights.
+        unsafe { group::<__m512, W, 4, 4, 4>(w, x, n_in, n_rows, sums) }
+    }
+
+    // SAFETY of both implementations: the callers are compiled for the instruction set and promise WIDTH elements.
+    impl Lanes for __m256 {
+        const WIDTH: usize = 8;
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            // SAFETY: see the implementation's head.
+            unsafe { _mm256_set1_ps(x) }
+        }
+
+        #[inline(always)]
+        unsafe fn mul_add(self, factor: Self, sum: Self) -> Self {
+            // SAFETY: see the implementation's head.
+            unsafe { _mm256_fmadd_ps(self, factor, sum) }
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            // SAFETY: see the implementation's head.
+            unsafe { _mm256_storeu_ps(to, self) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_f32(from: *const f32) -> Self {
+            // SAFETY: see the implementation's head.
+            unsafe { _mm256_loadu_ps(from) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_f16(from: *const f16) -> Self {
+            // SAFETY: see the implementation's head.
+            unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const bf16) -> Self {
+            // SAFETY: see the implementation's head.
+            unsafe {
+                let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))
+            }
+        }
+    }
+
+    impl Lanes for __m512 {
+        const WIDTH: usize = 16;
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            // SAFETY: see the implementations' head.
+            unsafe { _mm512_set1_ps(x) }
+        }
+
+        #[inline(always)]
+        unsafe fn mul_add(self, factor: Self, sum: Self) -> Self {
+            // SAFETY: see the implementations' head.
+            unsafe { _mm512_fmadd_ps(self, factor, sum) }
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            // SAFETY: see the implementations' head.
+            unsafe { _mm512_storeu_ps(to, self) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_f32(from: *const f32) -> Self {
+            // SAFETY: see the implementations' head.
+            unsafe { _mm512_loadu_ps(from) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_f16(from: *const f16) -> Self {
+            // SAFETY: see the implementations' head.
+            unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const bf16) -> Self {
+            // SAFETY: see the implementations' head.
+            unsafe {
+                let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+                _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod neon {
+    use super::{Lanes, Weight};
+    use half::{bf16, f16};
+    use std::arch::aarch64::*;
+
+    /// Four lanes.
+    #[derive(Clone, Copy)]
+    pub(super) struct Vector(float32x4_t);
+
+    // SAFETY of the implementation: NEON is part of the target's base; the callers promise 4 elements.
+    impl Lanes for Vector {
+        const WIDTH: usize = 4;
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            // SAFETY: see the implementation's head.
+            Vector(unsafe { vdupq_n_f32(x) })
+        }
+
+        #[inline(always)]
+        unsafe fn mul_add(self, factor: Self, sum: Self) -> Self {
+            // SAFETY: see the implementation's head.
+            Vector(unsafe { vfmaq_f32(sum.0, self.0, factor.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            // SAFETY: see the implementation's head.
+            unsafe { vst1q_f32(to, self.0) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_f32(from: *const f32) -> Self {
+            // SAFETY: see the implementation's head.
+            Vector(unsafe { vld1q_f32(from) })
+        }
+
+        #[inline(always)]
+        unsafe fn load_f16(from: *const f16) -> Self {
+            // The vector conversion is not stable in Rust; the scalar one is one instruction.
+            // SAFETY: see the implementation's head.
+            let wide = unsafe { from.cast::<[f16; 4]>().read_unaligned() }.map(Weight::widen);
+            // SAFETY: an array of 4 elements.
+            Vector(unsafe { vld1q_f32(wide.as_ptr()) })
+        }
+
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const bf16) -> Self {
+            // SAFETY: see the implementation's head.
+            Vector(unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from.cast()))) })
+        }
+    }
+}
