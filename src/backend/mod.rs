@@ -18,6 +18,7 @@
 pub mod cpu;
 pub mod math;
 pub mod params;
+pub mod wgpu;
 
 use crate::Result;
 use params::*;

@@ -1,0 +1,161 @@
+//! Each op as its dispatches: which form of its shader, which buffers in which order, what grid.
+
+use super::pipelines::*;
+use super::*;
+use bytemuck::bytes_of;
+
+/// Outputs that one workgroup of norm_matmul and matmul_add makes, for one or four rows; see matmul.wgsl.
+pub(super) const MATMUL_OUTPUTS: u32 = 32;
+/// The same of norm_gate_up: half, since it has two matrices.
+pub(super) const GATE_UP_OUTPUTS: u32 = 16;
+/// Grid depth of ops without a matrix: a member that is not there has no rows.
+const MEMBERS: u32 = MAX_MEMBERS as u32;
+
+impl Wgpu {
+    pub(super) fn record_embed(&self, pass: &mut Pass, op: Embed<'_, Self>) {
+        let Embed { x, places, table, rows, slots, extents, n_rows, params } = op;
+        check_rows(n_rows, params.cap);
+        check_matrix(table, [table.spec.n_rows as u32, params.d_model]);
+        let constants =
+            format!("const W_DTYPE = {}u;\nconst N_VOCAB = {}u;\n", table.spec.dtype as u32, table.spec.n_rows);
+        let variant = Variant { constants, parts: vec![Shared::Octet] };
+        for (part, table_part) in table.parts() {
+            let buffers = [x, places, table_part, rows, slots, extents];
+            let grid = [n_rows, 1, table.n_members as u32];
+            self.dispatch(pass, &EMBED, &variant, &buffers, &[bytes_of(&params), bytes_of(&part)], grid);
+        }
+    }
+
+    pub(super) fn record_norm_matmul(&self, pass: &mut Pass, op: NormMatmul<'_, Self>) {
+        let NormMatmul { y, w, x, gain, bias, gather, extents, n_rows, params } = op;
+        check_rows(n_rows, params.cap_out);
+        check_matrix(w, [params.n_out, params.n_in]);
+        let has = [("HAS_GAIN", gain.is_some()), ("HAS_BIAS", bias.is_some()), ("HAS_GATHER", gather.is_some())];
+        let (variant, n_tiles) = self.matmul_variant(n_rows, [w, w], &has);
+        let [gain, bias, gather] = [gain, bias, gather].map(|buf| buf.unwrap_or(&self.nothing));
+        for (part, w_part) in w.parts() {
+            let buffers = [y, w_part, x, gain, bias, gather, extents];
+            let grid = [n_tiles, part.n_rows.div_ceil(MATMUL_OUTPUTS), w.n_members as u32];
+            self.dispatch(pass, &NORM_MATMUL, &variant, &buffers, &[bytes_of(&params), bytes_of(&part)], grid);
+        }
+    }
+
+    pub(super) fn record_rope_append(&self, pass: &mut Pass, op: RopeAppend<'_, Self>) {
+        let RopeAppend { qkv, plane, places, page_table, rotary, q_gain, k_gain, extents, n_rows, params } = op;
+        check_rows(n_rows, params.cap);
+        check_heads(params.n_heads, params.n_kv_heads, params.head_dim);
+        let constants = format!(
+            "const KV_DTYPE = {}u;\nconst HAS_Q_GAIN = {};\nconst HAS_K_GAIN = {};\n",
+            params.page.dtype,
+            q_gain.is_some(),
+            k_gain.is_some()
+        );
+        let variant = Variant { constants, parts: vec![Shared::Page] };
+        let [q_gain, k_gain] = [q_gain, k_gain].map(|buf| buf.unwrap_or(&self.nothing));
+        let buffers = [qkv, plane, places, page_table, rotary, q_gain, k_gain, extents];
+        let grid = [params.n_heads + 2 * params.n_kv_heads, n_rows, MEMBERS];
+        self.dispatch(pass, &ROPE_APPEND, &variant, &buffers, &[bytes_of(&params)], grid);
+    }
+
+    pub(super) fn record_attention(&self, pass: &mut Pass, op: Attention<'_, Self>) {
+        let Attention { y, qkv, plane, places, page_table, extents, n_rows, params } = op;
+        check_rows(n_rows, params.cap);
+        check_heads(params.n_heads, params.n_kv_heads, params.head_dim);
+        let constants = format!("const KV_DTYPE = {}u;\n", params.page.dtype);
+        let variant = Variant { constants, parts: vec![Shared::Page] };
+        let buffers = [y, qkv, plane, places, page_table, extents];
+        let grid = [params.n_heads, n_rows, MEMBERS];
+        self.dispatch(pass, &ATTENTION, &variant, &buffers, &[bytes_of(&params)], grid);
+    }
+
+    pub(super) fn record_matmul_add(&self, pass: &mut Pass, op: MatmulAdd<'_, Self>) {
+        let MatmulAdd { x, w, y, bias, extents, n_rows, params } = op;
+        check_rows(n_rows, params.cap);
+        check_matrix(w, [params.n_out, params.n_in]);
+        let (variant, n_tiles) =
+            self.matmul_variant(n_rows, [w, w], &[("HAS_GAIN", false), ("HAS_BIAS", bias.is_some())]);
+        let bias = bias.unwrap_or(&self.nothing);
+        for (part, w_part) in w.parts() {
+            let buffers = [x, w_part, y, bias, extents];
+            let grid = [n_tiles, part.n_rows.div_ceil(MATMUL_OUTPUTS), w.n_members as u32];
+            self.dispatch(pass, &MATMUL_ADD, &variant, &buffers, &[bytes_of(&params), bytes_of(&part)], grid);
+        }
+    }
+
+    pub(super) fn record_norm_add(&self, pass: &mut Pass, op: NormAdd<'_, Self>) {
+        let NormAdd { x, y, gain, extents, n_rows, params } = op;
+        check_rows(n_rows, params.cap);
+        let grid = [n_rows, 1, MEMBERS];
+        self.dispatch(pass, &NORM_ADD, &Variant::default(), &[x, y, gain, extents], &[bytes_of(&params)], grid);
+    }
+
+    pub(super) fn record_norm_gate_up(&self, pass: &mut Pass, op: NormGateUp<'_, Self>) {
+        let NormGateUp { h, w_gate, w_up, x, gain, extents, n_rows, params } = op;
+        check_rows(n_rows, params.cap);
+        check_matrix(w_gate, [params.n_out, params.n_in]);
+        let (variant, n_tiles) = self.matmul_variant(n_rows, [w_gate, w_up], &[("HAS_GAIN", gain.is_some())]);
+        let gain = gain.unwrap_or(&self.nothing);
+        for (part, gate_part, up_part) in w_gate.parts_with(w_up) {
+            let buffers = [h, gate_part, up_part, x, gain, extents];
+            let grid = [n_tiles, part.n_rows.div_ceil(GATE_UP_OUTPUTS), w_gate.n_members as u32];
+            self.dispatch(pass, &NORM_GATE_UP, &variant, &buffers, &[bytes_of(&params), bytes_of(&part)], grid);
+        }
+    }
+
+    pub(super) fn record_combine_sample(&self, pass: &mut Pass, op: CombineSample<'_, Self>) {
+        let CombineSample { slots, scores, counts, base, expert, anti, samples, constraints, n_samples, params } = op;
+        let buffers = [slots, scores, counts, base, expert, anti, samples, constraints];
+        let variant = Variant { constants: String::new(), parts: vec![Shared::Best, Shared::U64, Shared::Select] };
+        self.dispatch(pass, &COMBINE_SAMPLE, &variant, &buffers, &[bytes_of(&params)], [n_samples, 1, 1]);
+    }
+
+    pub(super) fn record_record(&self, pass: &mut Pass, op: Record<'_, Self>) {
+        let Record { records, slots, scores, base, expert, anti, samples, constraints, n_samples, params } = op;
+        let buffers = [records, slots, scores, base, expert, anti, samples, constraints];
+        let variant = Variant { constants: String::new(), parts: vec![Shared::Best] };
+        self.dispatch(pass, &RECORD, &variant, &buffers, &[bytes_of(&params)], [n_samples, 1, 1]);
+    }
+
+    /// The form of a matrix op for `n_rows` rows of two matrices (or one, twice), and how many tiles the rows make.
+    fn matmul_variant(&self, n_rows: u32, w: [&Matrix; 2], has: &[(&str, bool)]) -> (Variant, u32) {
+        let [first, second] = w.map(|w| w.spec.dtype as u32);
+        let (tile, rows) = if n_rows == 1 { (1, Shared::Rows1) } else { (4, Shared::Rows4) };
+        let exchange = if self.subgroups { Shared::ExchangeSubgroup } else { Shared::ExchangePlain };
+        let mut constants = format!("const W_DTYPE = {first}u;\nconst SECOND_DTYPE = {second}u;\n");
+        constants.extend(has.iter().map(|(name, value)| format!("const {name} = {value};\n")));
+        (Variant { constants, parts: vec![Shared::Octet, rows, exchange, Shared::Matmul] }, n_rows.div_ceil(tile))
+    }
+
+    fn dispatch(
+        &self,
+        pass: &mut Pass,
+        stem: &'static Stem,
+        variant: &Variant,
+        buffers: &[&Buf],
+        uniforms: &[&[u8]],
+        grid: [u32; 3],
+    ) {
+        if grid.contains(&0) {
+            return;
+        }
+        let buffers: Vec<&::wgpu::Buffer> = buffers.iter().map(|buf| &buf.buffer).collect();
+        let launch = Launch { stem, variant: variant.clone(), buffers: &buffers, uniforms, grid };
+        pass.dispatches.push(self.pipelines.prepare(&self.device, launch));
+    }
+}
+
+// The CPU finds these out where it takes slices; a shader would read and write past its rows.
+
+fn check_rows(n_rows: u32, cap: u32) {
+    assert!(n_rows <= cap, "{n_rows} rows where {cap} fit");
+}
+
+fn check_matrix(matrix: &Matrix, shape: [u32; 2]) {
+    let spec = matrix.spec;
+    assert_eq!([spec.n_rows, spec.n_cols].map(|n| n as u32), shape, "outputs and inputs of a matrix");
+}
+
+fn check_heads(n_heads: u32, n_kv_heads: u32, head_dim: u32) {
+    assert!(n_heads.is_multiple_of(n_kv_heads), "{n_heads} heads share {n_kv_heads} key heads");
+    assert!(head_dim.is_multiple_of(2) && head_dim as usize <= MAX_HEAD_DIM, "a head of {head_dim}");
+}

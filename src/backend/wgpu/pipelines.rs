@@ -1,0 +1,237 @@
+//! The table of ops, and what is made once for each: shader, pipeline, bind groups.
+
+use super::constants;
+use super::device::Device;
+use super::memory::Dropped;
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+/// An op's shader and its bindings, in order: outputs, inputs, uniforms.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(super) struct Stem {
+    pub(super) name: &'static str,
+    source: &'static str,
+    pub(super) outputs: usize,
+    pub(super) inputs: usize,
+    pub(super) uniforms: usize,
+}
+
+impl Stem {
+    const fn new(name: &'static str, source: &'static str, [outputs, inputs, uniforms]: [usize; 3]) -> Self {
+        Self { name, source, outputs, inputs, uniforms }
+    }
+}
+
+macro_rules! shader {
+    ($stem:literal) => {
+        include_str!(concat!("../../../shaders/", $stem, ".wgsl"))
+    };
+}
+
+pub(super) static EMBED: Stem = Stem::new("embed", shader!("embed"), [2, 4, 2]);
+pub(super) static NORM_MATMUL: Stem = Stem::new("norm_matmul", shader!("norm_matmul"), [1, 6, 2]);
+pub(super) static ROPE_APPEND: Stem = Stem::new("rope_append", shader!("rope_append"), [2, 6, 1]);
+pub(super) static ATTENTION: Stem = Stem::new("attention", shader!("attention"), [1, 5, 1]);
+pub(super) static MATMUL_ADD: Stem = Stem::new("matmul_add", shader!("matmul_add"), [1, 4, 2]);
+pub(super) static NORM_ADD: Stem = Stem::new("norm_add", shader!("norm_add"), [1, 3, 1]);
+pub(super) static NORM_GATE_UP: Stem = Stem::new("norm_gate_up", shader!("norm_gate_up"), [1, 5, 2]);
+pub(super) static COMBINE_SAMPLE: Stem = Stem::new("combine_sample", shader!("combine_sample"), [3, 5, 1]);
+pub(super) static RECORD: Stem = Stem::new("record", shader!("record"), [1, 7, 1]);
+
+/// All ops.
+#[cfg(test)]
+pub(super) static STEMS: [&Stem; 9] =
+    [&EMBED, &NORM_MATMUL, &ROPE_APPEND, &ATTENTION, &MATMUL_ADD, &NORM_ADD, &NORM_GATE_UP, &COMBINE_SAMPLE, &RECORD];
+
+const COMMON: [&str; 2] = [shader!("common"), shader!("math")];
+
+/// Text that several ops' shaders share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Shared {
+    /// Where tokens stand in pages.
+    Page,
+    /// Unpacking of weights.
+    Octet,
+    /// The canonical sum of the matrix ops.
+    Matmul,
+    /// One row at a time.
+    Rows1,
+    /// Four rows for each load of weights.
+    Rows4,
+    /// Lanes exchange their sums through workgroup memory.
+    ExchangePlain,
+    /// Lanes exchange their sums by subgroup shuffles.
+    ExchangeSubgroup,
+    /// A workgroup that shares a row of scores.
+    Best,
+    /// Exact sums, and random numbers.
+    U64,
+    /// Filters by radix selection.
+    Select,
+}
+
+impl Shared {
+    fn source(self) -> &'static str {
+        match self {
+            Shared::Page => shader!("page"),
+            Shared::Octet => shader!("octet"),
+            Shared::Matmul => shader!("matmul"),
+            Shared::Rows1 => shader!("rows_1"),
+            Shared::Rows4 => shader!("rows_4"),
+            Shared::ExchangePlain => shader!("exchange_plain"),
+            Shared::ExchangeSubgroup => shader!("exchange_subgroup"),
+            Shared::Best => shader!("best"),
+            Shared::U64 => shader!("u64"),
+            Shared::Select => shader!("select"),
+        }
+    }
+}
+
+/// One form of an op's shader.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Variant {
+    /// `const` lines.
+    pub(super) constants: String,
+    /// Shared parts, before the op's own source.
+    pub(super) parts: Vec<Shared>,
+}
+
+impl Variant {
+    /// The whole text of the shader module.
+    pub(super) fn source(&self, stem: &Stem) -> String {
+        let mut source = constants::lines() + &self.constants;
+        COMMON.into_iter().chain(self.parts.iter().map(|part| part.source())).for_each(|part| source += part);
+        source + stem.source
+    }
+}
+
+/// Workgroups in each direction of a grid: the default limit, which is what devices are opened with.
+const MAX_GRID: u32 = 65_535;
+
+/// A dispatch to be made ready.
+pub(super) struct Launch<'a> {
+    pub(super) stem: &'static Stem,
+    pub(super) variant: Variant,
+    /// Outputs and inputs.
+    pub(super) buffers: &'a [&'a ::wgpu::Buffer],
+    pub(super) uniforms: &'a [&'a [u8]],
+    pub(super) grid: [u32; 3],
+}
+
+/// A dispatch ready to be encoded.
+pub(super) struct Dispatch {
+    pub(super) pipeline: ::wgpu::ComputePipeline,
+    pub(super) bind_group: ::wgpu::BindGroup,
+    pub(super) grid: [u32; 3],
+}
+
+/// Everything made so far. A step of known shape makes no new object of the device.
+#[derive(Default)]
+pub(super) struct Pipelines {
+    layouts: RefCell<HashMap<&'static str, ::wgpu::BindGroupLayout>>,
+    pipelines: RefCell<HashMap<(&'static str, Variant), ::wgpu::ComputePipeline>>,
+    uniforms: RefCell<HashMap<Vec<u8>, ::wgpu::Buffer>>,
+    bind_groups: RefCell<HashMap<BindKey, ::wgpu::BindGroup>>,
+}
+
+type BindKey = (&'static str, Vec<::wgpu::Buffer>);
+
+impl Pipelines {
+    pub(super) fn prepare(&self, device: &Device, launch: Launch<'_>) -> Dispatch {
+        let Launch { stem, variant, buffers, uniforms, grid } = launch;
+        assert_eq!([buffers.len(), uniforms.len()], [stem.outputs + stem.inputs, stem.uniforms], "{}", stem.name);
+        assert!(grid.iter().all(|&n| n <= MAX_GRID), "{}: a grid of {grid:?}", stem.name);
+        let layout = self.layouts.borrow_mut().entry(stem.name).or_insert_with(|| make_layout(device, stem)).clone();
+        let mut pipelines = self.pipelines.borrow_mut();
+        let pipeline = pipelines
+            .entry((stem.name, variant))
+            .or_insert_with_key(|(_, variant)| make_pipeline(device, stem, variant, &layout))
+            .clone();
+        let mut bound: Vec<::wgpu::Buffer> = buffers.iter().map(|&buffer| buffer.clone()).collect();
+        bound.extend(uniforms.iter().map(|bytes| self.uniform(device, bytes)));
+        let mut bind_groups = self.bind_groups.borrow_mut();
+        let bind_group = bind_groups
+            .entry((stem.name, bound))
+            .or_insert_with_key(|(name, bound)| make_bind_group(device, name, &layout, bound))
+            .clone();
+        Dispatch { pipeline, bind_group, grid }
+    }
+
+    /// Lets go of buffers whose owners have dropped them.
+    pub(super) fn forget(&self, dropped: &Dropped) {
+        let dropped = dropped.lock().map(|mut list| std::mem::take(&mut *list)).unwrap_or_default();
+        if !dropped.is_empty() {
+            self.bind_groups.borrow_mut().retain(|(_, bound), _| !bound.iter().any(|buffer| dropped.contains(buffer)));
+        }
+    }
+
+    fn uniform(&self, device: &Device, bytes: &[u8]) -> ::wgpu::Buffer {
+        if let Some(buffer) = self.uniforms.borrow().get(bytes) {
+            return buffer.clone();
+        }
+        let usage = ::wgpu::BufferUsages::UNIFORM | ::wgpu::BufferUsages::COPY_DST;
+        let size = bytes.len() as u64;
+        let descriptor = ::wgpu::BufferDescriptor { label: Some("uniform"), size, usage, mapped_at_creation: false };
+        let buffer = device.device.create_buffer(&descriptor);
+        device.queue.write_buffer(&buffer, 0, bytes);
+        self.uniforms.borrow_mut().insert(bytes.to_vec(), buffer.clone());
+        buffer
+    }
+}
+
+fn make_layout(device: &Device, stem: &Stem) -> ::wgpu::BindGroupLayout {
+    let kind = |index: usize| {
+        if index >= stem.outputs + stem.inputs {
+            ::wgpu::BufferBindingType::Uniform
+        } else {
+            ::wgpu::BufferBindingType::Storage { read_only: index >= stem.outputs }
+        }
+    };
+    let entry = |index: usize| ::wgpu::BindGroupLayoutEntry {
+        binding: index as u32,
+        visibility: ::wgpu::ShaderStages::COMPUTE,
+        ty: ::wgpu::BindingType::Buffer { ty: kind(index), has_dynamic_offset: false, min_binding_size: None },
+        count: None,
+    };
+    let entries: Vec<_> = (0..stem.outputs + stem.inputs + stem.uniforms).map(entry).collect();
+    let descriptor = ::wgpu::BindGroupLayoutDescriptor { label: Some(stem.name), entries: &entries };
+    device.device.create_bind_group_layout(&descriptor)
+}
+
+fn make_pipeline(
+    device: &Device,
+    stem: &Stem,
+    variant: &Variant,
+    layout: &::wgpu::BindGroupLayout,
+) -> ::wgpu::ComputePipeline {
+    let label = Some(stem.name);
+    let source = ::wgpu::ShaderSource::Wgsl(variant.source(stem).into());
+    let module = device.device.create_shader_module(::wgpu::ShaderModuleDescriptor { label, source });
+    let layouts = [Some(layout)];
+    let descriptor = ::wgpu::PipelineLayoutDescriptor { label, bind_group_layouts: &layouts, ..Default::default() };
+    let layout = device.device.create_pipeline_layout(&descriptor);
+    // Every shader writes its workgroup memory before it reads it.
+    let compilation_options =
+        ::wgpu::PipelineCompilationOptions { zero_initialize_workgroup_memory: false, ..Default::default() };
+    device.device.create_compute_pipeline(&::wgpu::ComputePipelineDescriptor {
+        label,
+        layout: Some(&layout),
+        module: &module,
+        entry_point: Some("main"),
+        compilation_options,
+        cache: None,
+    })
+}
+
+fn make_bind_group(
+    device: &Device,
+    label: &str,
+    layout: &::wgpu::BindGroupLayout,
+    bound: &[::wgpu::Buffer],
+) -> ::wgpu::BindGroup {
+    let numbered = (0..).zip(bound);
+    let entries: Vec<_> = numbered
+        .map(|(binding, buffer)| ::wgpu::BindGroupEntry { binding, resource: buffer.as_entire_binding() })
+        .collect();
+    device.device.create_bind_group(&::wgpu::BindGroupDescriptor { label: Some(label), layout, entries: &entries })
+}

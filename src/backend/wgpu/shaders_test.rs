@@ -1,0 +1,159 @@
+//! Every form of every shader is valid WGSL with the bindings that its table line says, and its structs have the sizes
+//! and offsets of the Rust ones. Needs no device.
+
+use super::memory::Part;
+use super::pipelines::*;
+use crate::backend::params::*;
+use ::wgpu::naga::valid::{Capabilities, ValidationFlags, Validator};
+use ::wgpu::naga::{AddressSpace, Module, StorageAccess, TypeInner, front::wgsl};
+use std::mem::offset_of;
+
+/// A struct as WGSL sees it: size, and offset of each field. Arrays of a uniform are written out or vectors there.
+type Layout = (&'static str, usize, Vec<(&'static str, usize)>);
+
+macro_rules! layout {
+    ($name:ident: $($field:ident),*) => {
+        (stringify!($name), size_of::<$name>(), vec![$((stringify!($field), offset_of!($name, $field))),*])
+    };
+}
+
+fn layouts() -> Vec<Layout> {
+    vec![
+        layout!(Row: slot, lane, token, position),
+        layout!(Place: table, position, live, token),
+        layout!(Extent: n_rows, n_logits),
+        layout!(Slot: last_id, produced, finish, max_tokens, lengths, min_tokens, n_stop_ids, n_biases,
+            penalised, alpha, inverse_temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
+            frequency_penalty, base_top_p, base_min_p, seed, sample_index, drew, stop_ids, ring),
+        layout!(Sample: slot, row_base, row_expert, row_anti),
+        layout!(PageParams: page_words, page_tokens, dtype, max_pages),
+        layout!(Part: first, n_rows, offset, stride, second_offset, second_stride),
+        layout!(EmbedParams: cap, d_model, max_pages, reserved, scale),
+        layout!(NormMatmulParams: cap_in, cap_out, n_in, n_out, eps, softcap, reserved),
+        layout!(RopeAppendParams: page, cap, n_heads, n_kv_heads, head_dim, max_positions, reserved, eps),
+        layout!(AttentionParams: page, cap, n_heads, n_kv_heads, head_dim, scale, softcap, window),
+        layout!(MatmulAddParams: cap, n_in, n_out, reserved),
+        layout!(NormAddParams: cap, d_model, eps),
+        layout!(NormGateUpParams: cap, n_in, n_out, activation, eps),
+        layout!(CombineSampleParams: n_ids, mask_words, has_counts),
+        layout!(RecordParams: n_ids, mask_words, n_top),
+        layout!(TopEntry: id, z_base, z_expert, z_anti, score),
+        layout!(StepRecord: position, chosen, base_argmax, combined_argmax, logprob, rank, entropy, kl_combined_base,
+            kl_expert_anti, cross_entropy, alpha, n_top, reserved, top),
+    ]
+}
+
+/// Every form of an op's shader.
+fn variants(stem: &Stem) -> Vec<Variant> {
+    let mut variants = Vec::new();
+    for dtype in 0..3 {
+        let flags = |constants: String, names: &[&str]| {
+            let mut forms = vec![constants];
+            for name in names {
+                let with = |value: bool| forms.iter().map(move |form| format!("{form}const {name} = {value};\n"));
+                forms = with(false).chain(with(true)).collect();
+            }
+            forms
+        };
+        match stem.name {
+            "embed" => {
+                let constants = format!("const W_DTYPE = {dtype}u;\nconst N_VOCAB = 5u;\n");
+                variants.push(Variant { constants, parts: vec![Shared::Octet] });
+            }
+            "rope_append" | "attention" => {
+                let names: &[&str] = if stem.name == "attention" { &[] } else { &["HAS_Q_GAIN", "HAS_K_GAIN"] };
+                for constants in flags(format!("const KV_DTYPE = {dtype}u;\n"), names) {
+                    variants.push(Variant { constants, parts: vec![Shared::Page] });
+                }
+            }
+            "norm_matmul" | "matmul_add" | "norm_gate_up" => {
+                let second = (dtype + 1) % 3;
+                let constants = format!("const W_DTYPE = {dtype}u;\nconst SECOND_DTYPE = {second}u;\n");
+                for constants in flags(constants, &["HAS_GAIN", "HAS_BIAS", "HAS_GATHER"]) {
+                    for (rows, exchange) in [
+                        (Shared::Rows1, Shared::ExchangePlain),
+                        (Shared::Rows4, Shared::ExchangePlain),
+                        (Shared::Rows1, Shared::ExchangeSubgroup),
+                        (Shared::Rows4, Shared::ExchangeSubgroup),
+                    ] {
+                        variants.push(Variant {
+                            constants: constants.clone(),
+                            parts: vec![Shared::Octet, rows, exchange, Shared::Matmul],
+                        });
+                    }
+                }
+            }
+            "combine_sample" | "record" => {
+                let parts = if stem.name == "record" {
+                    vec![Shared::Best]
+                } else {
+                    vec![Shared::Best, Shared::U64, Shared::Select]
+                };
+                variants.push(Variant { constants: String::new(), parts });
+            }
+            _ => variants.push(Variant::default()),
+        }
+    }
+    variants
+}
+
+fn parsed(stem: &Stem, variant: &Variant) -> Module {
+    let source = variant.source(stem);
+    let module = wgsl::parse_str(&source)
+        .unwrap_or_else(|error| panic!("{} {}: {}", stem.name, variant.constants, error.emit_to_string(&source)));
+    let capabilities = Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    let mut validator = Validator::new(ValidationFlags::all(), capabilities);
+    validator
+        .subgroup_stages(::wgpu::naga::valid::ShaderStages::COMPUTE)
+        .subgroup_operations(::wgpu::naga::valid::SubgroupOperationSet::all());
+    let checked = validator.validate(&module);
+    checked.unwrap_or_else(|error| panic!("{} {}: {}", stem.name, variant.constants, error.emit_to_string(&source)));
+    module
+}
+
+#[test]
+fn every_form_is_valid_and_binds_what_its_line_says() {
+    for stem in STEMS {
+        for variant in variants(stem) {
+            let module = parsed(stem, &variant);
+            let mut bindings: Vec<_> = module
+                .global_variables
+                .iter()
+                .filter_map(|(_, global)| Some((global.binding?.binding, global.space)))
+                .collect();
+            bindings.sort_by_key(|(index, _)| *index);
+            let storage = |access| AddressSpace::Storage { access };
+            let wanted = [
+                vec![storage(StorageAccess::LOAD | StorageAccess::STORE); stem.outputs],
+                vec![storage(StorageAccess::LOAD); stem.inputs],
+                vec![AddressSpace::Uniform; stem.uniforms],
+            ];
+            let wanted: Vec<_> = (0..).zip(wanted.concat()).collect();
+            assert_eq!(bindings, wanted, "{}", stem.name);
+            assert!(stem.outputs + stem.inputs <= 8, "{} binds more than 8 storage buffers", stem.name);
+        }
+    }
+}
+
+#[test]
+fn structs_are_laid_out_as_in_rust() {
+    let mut seen = Vec::new();
+    for stem in STEMS {
+        let module = parsed(stem, &variants(stem)[0]);
+        for (name, size, fields) in layouts() {
+            let named = |(_, ty): &(_, &::wgpu::naga::Type)| ty.name.as_deref() == Some(name);
+            let Some((_, ty)) = module.types.iter().find(named) else { continue };
+            let TypeInner::Struct { members, span } = &ty.inner else { panic!("{name} is not a struct") };
+            seen.push(name);
+            assert_eq!(*span as usize, size, "size of {name}");
+            for (field, offset) in fields {
+                let member = members.iter().find(|member| member.name.as_deref() == Some(field));
+                let member = member.unwrap_or_else(|| panic!("{name} has no {field}"));
+                assert_eq!(member.offset as usize, offset, "{name}.{field}");
+            }
+        }
+    }
+    for (name, ..) in layouts() {
+        assert!(seen.contains(&name), "no shader has {name}");
+    }
+}
