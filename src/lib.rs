@@ -2,7 +2,10 @@
 
 pub mod backend;
 pub mod checkpoint;
+pub mod engine;
 pub mod error;
+pub mod kv;
+pub mod model;
 pub mod text;
 
 pub use error::{Error, Result};

@@ -1,0 +1,365 @@
+//! The device side of a trio: its stacks, its buffers, and how a batch becomes one submitted step.
+
+use super::batch::{Batch, Seat, StackRows};
+use super::plan::{Plan, StackPlan};
+use super::request::Request;
+use crate::Result;
+use crate::backend::params::*;
+use crate::backend::*;
+use crate::checkpoint::Checkpoint;
+use crate::model::graph::{Cache, Workspace, forward};
+use crate::model::weights::Stack;
+use crate::text::vocabulary::Vocabulary;
+
+/// Sizes of a machine. Slots and pages are upper bounds: the device's limits may give fewer.
+#[derive(Clone, Debug)]
+pub struct MachineOptions {
+    /// Sequences at a time, at most [`MAX_SLOTS`].
+    pub n_slots: usize,
+    /// Longest lane: prompt and response.
+    pub max_lane_tokens: usize,
+    /// Type of keys and values; absent: each checkpoint's own.
+    pub kv_cache_dtype: Option<Dtype>,
+    /// Prompt rows per member and step, where the device's limits allow it; decode rows come on top.
+    pub prefill_rows: usize,
+    /// Some request uses penalties.
+    pub penalties: bool,
+    /// Top entries per record; absent: no step is recorded.
+    pub record_top: Option<usize>,
+}
+
+/// Three models, one pool, one step at a time.
+pub struct Machine<B: Backend> {
+    backend: B,
+    stacks: Vec<Stack<B>>,
+    works: Vec<Workspace<B>>,
+    page_params: Vec<PageParams>,
+    seats: [Seat; 3],
+    cache: Cache<B>,
+    scores: B::Buf,
+    counts: B::Buf,
+    samples: B::Buf,
+    constraints: B::Buf,
+    records: B::Buf,
+    combine: CombineSampleParams,
+    record_top: Option<u32>,
+    n_slots: usize,
+    n_pages: usize,
+    uploaded: Batch,
+}
+
+/// What a collected step shows.
+pub struct StepView {
+    /// Every slot after the step.
+    pub slots: Vec<Slot>,
+    /// Every slot's record, where the step was recorded.
+    pub records: Vec<StepRecord>,
+}
+
+/// A step under way.
+pub struct Step<R> {
+    receipt: R,
+    recorded: bool,
+}
+
+impl<B: Backend> Machine<B> {
+    /// Loads the weights: `checkpoints` are the distinct ones, `member_of_role` says which a role uses.
+    pub fn load(
+        backend: B,
+        checkpoints: &[&Checkpoint],
+        member_of_role: [usize; 3],
+        vocabulary: &Vocabulary,
+        options: &MachineOptions,
+    ) -> Result<Self> {
+        let plan = Plan::new(checkpoints, member_of_role, vocabulary, options, backend.binding_limit())?;
+        let load = |stack: &StackPlan| {
+            let members: Vec<&Checkpoint> = stack.members.iter().map(|&i| checkpoints[i]).collect();
+            Stack::load(&backend, &members, options.max_lane_tokens)
+        };
+        let stacks = plan.stacks.iter().map(load).collect::<Result<Vec<_>>>()?;
+        Self::allocate(backend, stacks, plan, vocabulary, options)
+    }
+
+    fn allocate(
+        backend: B,
+        stacks: Vec<Stack<B>>,
+        plan: Plan,
+        vocabulary: &Vocabulary,
+        options: &MachineOptions,
+    ) -> Result<Self> {
+        let Plan { seats, n_slots, mask_words, .. } = plan;
+        let works = stacks.iter().zip(&plan.stacks);
+        let works = works.map(|(stack, sizes)| Workspace::new(&backend, stack, sizes.cap, plan.cap_logits));
+        let works = works.collect::<Result<Vec<_>>>()?;
+        let page_params: Vec<PageParams> = plan.stacks.iter().map(|stack| stack.page).collect();
+        let slots = backend.alloc("slots", n_slots * size_of::<Slot>() / 4)?;
+        let page_table = backend.alloc("page table", n_slots * N_LANES * page_params[0].max_pages as usize)?;
+        let constraints = backend.alloc("constraints", constraints_words(n_slots, mask_words))?;
+        let mut zero_delta = vec![0u32; mask_words];
+        vocabulary.zero_delta_ids.iter().for_each(|&id| zero_delta[id as usize / 32] |= 1 << (id % 32));
+        backend.upload(&constraints, 0, bytemuck::cast_slice(&vocabulary.live))?;
+        backend.upload(&constraints, 4 * mask_words, bytemuck::cast_slice(&zero_delta))?;
+        let record_words = n_slots * size_of::<StepRecord>() / 4;
+        let scores = backend.alloc("scores", n_slots * 2 * 32 * mask_words)?;
+        let counts = backend.alloc("counts", if options.penalties { n_slots * 32 * mask_words } else { 1 })?;
+        let samples = backend.alloc("samples", n_slots * size_of::<Sample>() / 4)?;
+        let records = backend.alloc("records", if options.record_top.is_some() { record_words } else { 1 })?;
+        // Last, because the pool takes what is left.
+        let (n_pages, planes) = pool(&backend, &plan)?;
+        Ok(Self {
+            scores,
+            counts,
+            samples,
+            constraints,
+            records,
+            combine: CombineSampleParams {
+                n_ids: vocabulary.n_ids as u32,
+                strides: seats.map(|seat| stacks[seat.stack].n_vocab as u32),
+                mask_words: mask_words as u32,
+                has_counts: options.penalties.into(),
+                reserved: [0; 2],
+            },
+            record_top: options.record_top.map(|top| top as u32),
+            page_params,
+            uploaded: Batch::new(stacks.len()),
+            backend,
+            stacks,
+            works,
+            seats,
+            cache: Cache { slots, page_table, planes },
+            n_slots,
+            n_pages,
+        })
+    }
+
+    /// Sequences at a time.
+    pub fn n_slots(&self) -> usize {
+        self.n_slots
+    }
+
+    /// Pages in the pool.
+    pub fn n_pages(&self) -> usize {
+        self.n_pages
+    }
+
+    /// Stacks, in the order of a batch's.
+    pub fn n_stacks(&self) -> usize {
+        self.stacks.len()
+    }
+
+    /// Where each role's weights are.
+    pub fn seats(&self) -> [Seat; 3] {
+        self.seats
+    }
+
+    /// Whether steps can be recorded.
+    pub fn records(&self) -> bool {
+        self.record_top.is_some()
+    }
+
+    /// Whether there is room for the counts of penalties.
+    pub fn penalises(&self) -> bool {
+        self.combine.has_counts == 1
+    }
+
+    /// Prompt rows that the member at `seat` takes in a step, beside all decode rows.
+    pub fn prefill_rows(&self, seat: Seat) -> usize {
+        let work = &self.works[seat.stack];
+        work.cap - work.cap_logits
+    }
+
+    /// Pages that `n_tokens` tokens of a lane at `seat` take.
+    pub fn pages_for(&self, seat: Seat, n_tokens: usize) -> usize {
+        n_tokens.div_ceil(self.page_params[seat.stack].page_tokens as usize)
+    }
+
+    /// Writes a slot, the page tables of its lanes, its biases and its penalty counts.
+    pub fn admit(&self, index: usize, slot: &Slot, request: &Request, pages: &[Vec<u32>]) -> Result<()> {
+        let max_pages = self.page_params[0].max_pages as usize;
+        for (lane, pages) in pages.iter().enumerate() {
+            let first = (index * N_LANES + lane) * max_pages;
+            self.backend.upload(&self.cache.page_table, 4 * first, bytemuck::cast_slice(pages))?;
+        }
+        let mut biases = request.sampling.logit_bias.clone();
+        biases.sort_unstable_by_key(|&(id, _)| id);
+        let words: Vec<u32> = biases.iter().flat_map(|&(id, bias)| [id, bias.to_bits()]).collect();
+        let mask_words = self.combine.mask_words as usize;
+        let first = slot_constraints_offset(index, mask_words) + 2 * mask_words;
+        self.backend.upload(&self.constraints, 4 * first, bytemuck::cast_slice(&words))?;
+        if slot.penalised == 1 {
+            let mut counts = vec![0u32; 32 * mask_words];
+            for &id in &request.prompts[0] {
+                if let Some(count) = counts.get_mut(id as usize) {
+                    *count = 1 << 31;
+                }
+            }
+            self.backend.upload(&self.counts, 4 * index * counts.len(), bytemuck::cast_slice(&counts))?;
+        }
+        self.backend.upload(&self.cache.slots, index * size_of::<Slot>(), bytemuck::bytes_of(slot))
+    }
+
+    /// Writes which ids a slot may draw, at its first position (`first`) or later.
+    pub fn allow(&self, index: usize, mask: &[u32], first: bool) -> Result<()> {
+        let mask_words = self.combine.mask_words as usize;
+        assert_eq!(mask.len(), mask_words);
+        let offset = slot_constraints_offset(index, mask_words) + if first { mask_words } else { 0 };
+        self.backend.upload(&self.constraints, 4 * offset, bytemuck::cast_slice(mask))
+    }
+
+    /// Ends a slot: steps submitted later leave it alone.
+    pub fn cancel(&self, index: usize) -> Result<()> {
+        let offset = index * size_of::<Slot>() + std::mem::offset_of!(Slot, finish);
+        self.backend.upload(&self.cache.slots, offset, bytemuck::bytes_of(&(Finish::Cancelled as u32)))
+    }
+
+    /// Records and submits one step.
+    pub fn submit(&mut self, batch: Batch, recorded: bool) -> Result<Step<B::Receipt>> {
+        self.upload(batch)?;
+        let mut pass = self.backend.begin();
+        for ((stack, work), (&page, rows)) in
+            self.stacks.iter().zip(&self.works).zip(self.page_params.iter().zip(&self.uploaded.stacks))
+        {
+            let bounds = [rows.n_rows() as u32, rows.n_logits() as u32];
+            if bounds[0] > 0 {
+                forward(&self.backend, &mut pass, stack, work, &self.cache, page, bounds);
+            }
+        }
+        let n_samples = self.uploaded.samples.len() as u32;
+        if n_samples > 0 {
+            self.combine_sample(&mut pass, n_samples);
+            if recorded {
+                self.record(&mut pass, n_samples);
+            }
+        }
+        let slots = (&self.cache.slots, 0..self.n_slots * size_of::<Slot>());
+        let records = (&self.records, 0..self.n_slots * size_of::<StepRecord>());
+        let receipt = if recorded {
+            self.backend.submit(pass, &[slots, records])?
+        } else {
+            self.backend.submit(pass, &[slots])?
+        };
+        Ok(Step { receipt, recorded })
+    }
+
+    /// Waits for a step. Steps are collected in the order of their submission.
+    pub fn collect(&self, step: Step<B::Receipt>) -> Result<StepView> {
+        let bytes = self.backend.collect(step.receipt)?;
+        let (slots, records) = bytes.split_at(self.n_slots * size_of::<Slot>());
+        Ok(StepView {
+            slots: bytemuck::pod_collect_to_vec(slots),
+            records: if step.recorded { bytemuck::pod_collect_to_vec(records) } else { Vec::new() },
+        })
+    }
+
+    /// The logits row number `row` of a role's member, as the last collected step left it. For tests.
+    pub fn logits(&self, role: usize, row: usize) -> Result<Vec<f32>> {
+        let seat = self.seats[role];
+        let (stack, work) = (&self.stacks[seat.stack], &self.works[seat.stack]);
+        let bytes = 4 * stack.n_vocab;
+        let first = (seat.member * work.cap_logits + row) * bytes;
+        Ok(bytemuck::pod_collect_to_vec(&self.backend.read(&work.logits, first..first + bytes)?))
+    }
+
+    fn upload(&mut self, batch: Batch) -> Result<()> {
+        let stacks = self.works.iter().zip(batch.stacks.iter().zip(&self.uploaded.stacks));
+        for (work, (rows, before)) in stacks {
+            if rows != before {
+                upload_rows(&self.backend, work, rows)?;
+            }
+        }
+        if batch.samples != self.uploaded.samples {
+            let samples = batch.samples.iter().map(|sample| self.to_buffer_rows(*sample)).collect::<Vec<_>>();
+            self.backend.upload(&self.samples, 0, bytemuck::cast_slice(&samples))?;
+        }
+        self.uploaded = batch;
+        Ok(())
+    }
+
+    /// A batch counts logits rows within a member; the logits buffer stacks the members.
+    fn to_buffer_rows(&self, sample: Sample) -> Sample {
+        let [base, expert, anti] = self.seats.map(|seat| (seat.member * self.works[seat.stack].cap_logits) as u32);
+        Sample {
+            slot: sample.slot,
+            row_base: base + sample.row_base,
+            row_expert: expert + sample.row_expert,
+            row_anti: anti + sample.row_anti,
+        }
+    }
+
+    fn logits_of(&self, role: usize) -> &B::Buf {
+        &self.works[self.seats[role].stack].logits
+    }
+
+    fn combine_sample(&self, pass: &mut B::Pass, n_samples: u32) {
+        self.backend.combine_sample(
+            pass,
+            CombineSample {
+                slots: &self.cache.slots,
+                scores: &self.scores,
+                counts: &self.counts,
+                base: self.logits_of(0),
+                expert: self.logits_of(1),
+                anti: self.logits_of(2),
+                samples: &self.samples,
+                constraints: &self.constraints,
+                n_samples,
+                params: self.combine,
+            },
+        );
+    }
+
+    fn record(&self, pass: &mut B::Pass, n_samples: u32) {
+        let CombineSampleParams { n_ids, strides, mask_words, .. } = self.combine;
+        let n_top = self.record_top.expect("a machine that records has record buffers");
+        self.backend.record(
+            pass,
+            Record {
+                records: &self.records,
+                slots: &self.cache.slots,
+                scores: &self.scores,
+                base: self.logits_of(0),
+                expert: self.logits_of(1),
+                anti: self.logits_of(2),
+                samples: &self.samples,
+                constraints: &self.constraints,
+                n_samples,
+                params: RecordParams { n_ids, strides, mask_words, n_top, reserved: [0; 2] },
+            },
+        );
+    }
+}
+
+/// The planes of the pool, with as many of the planned pages as the device has memory for: half, or half of that, as
+/// long as the longest sequence still fits.
+fn pool<B: Backend>(backend: &B, plan: &Plan) -> Result<(usize, Vec<B::Buf>)> {
+    let page_words = plan.stacks[0].page.page_words as usize;
+    let mut n_pages = plan.n_pages;
+    loop {
+        let planes = (0..plan.n_layers).map(|_| plane(backend, n_pages * page_words)).collect::<Result<Vec<_>>>();
+        match planes {
+            Ok(planes) => return Ok((n_pages, planes)),
+            Err(_) if n_pages / 2 >= plan.pages_per_slot => n_pages /= 2,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// A plane of pages. With debug assertions it starts full of NaN: what no live token wrote must not matter.
+fn plane<B: Backend>(backend: &B, words: usize) -> Result<B::Buf> {
+    let plane = backend.alloc("KV plane", words)?;
+    if cfg!(debug_assertions) {
+        backend.upload(&plane, 0, bytemuck::cast_slice(&vec![u32::MAX; words]))?;
+    }
+    Ok(plane)
+}
+
+fn upload_rows<B: Backend>(backend: &B, work: &Workspace<B>, stack: &StackRows) -> Result<()> {
+    let mut extents = [Extent::default(); MAX_MEMBERS];
+    for (member, (rows, gather)) in stack.rows.iter().zip(&stack.gather).enumerate() {
+        extents[member] = Extent { n_rows: rows.len() as u32, n_logits: gather.len() as u32 };
+        assert!(rows.len() <= work.cap && gather.len() <= work.cap_logits, "a batch fits its workspace");
+        backend.upload(&work.rows, member * work.cap * size_of::<Row>(), bytemuck::cast_slice(rows))?;
+        backend.upload(&work.gather, member * work.cap_logits * 4, bytemuck::cast_slice(gather))?;
+    }
+    backend.upload(&work.extents, 0, bytemuck::bytes_of(&extents))
+}

@@ -1,0 +1,153 @@
+//! The host side of three models: checkpoints, tokenizers and templates, checked against each other. No device work.
+
+use crate::Result;
+use crate::checkpoint::{Checkpoint, Source, same_files};
+use crate::text::prompt::RoleText;
+use crate::text::template::ChatTemplate;
+use crate::text::tokenizer::Tokenizer;
+use crate::text::vocabulary::{Comparison, IdPolicy, RoleVocabulary, Vocabulary};
+use std::path::Path;
+
+/// Where the three models are. A missing expert or anti-expert is stood in for by the base.
+#[derive(Clone, Debug)]
+pub struct TrioSources {
+    /// The large model.
+    pub base: Source,
+    /// The small tuned model.
+    pub expert: Option<Source>,
+    /// The small untuned model.
+    pub anti_expert: Option<Source>,
+}
+
+impl TrioSources {
+    /// One model alone.
+    pub fn alone(base: Source) -> Self {
+        Self { base, expert: None, anti_expert: None }
+    }
+}
+
+/// A distinct checkpoint with its text side.
+struct Member {
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+}
+
+/// Three models opened, not yet known to fit together.
+pub struct Models {
+    members: Vec<Member>,
+    member_of_role: [usize; 3],
+}
+
+impl Models {
+    /// Opens and checks each model by itself.
+    pub fn open(sources: &TrioSources) -> Result<Self> {
+        let roles = [Some(&sources.base), sources.expert.as_ref(), sources.anti_expert.as_ref()];
+        let mut distinct: Vec<&Source> = Vec::new();
+        let mut member_of_role = [0; 3];
+        for (member, source) in member_of_role.iter_mut().zip(roles) {
+            let source = source.unwrap_or(&sources.base);
+            let known = distinct.iter().map(|other| same_files(source, other)).collect::<Result<Vec<_>>>()?;
+            *member = known.iter().position(|&same| same).unwrap_or(distinct.len());
+            if *member == distinct.len() {
+                distinct.push(source);
+            }
+        }
+        let members = distinct.into_iter().map(open_member).collect::<Result<_>>()?;
+        Ok(Self { members, member_of_role })
+    }
+
+    /// Uses the chat template in a file for every role, in place of the models' own.
+    pub fn set_chat_template(&mut self, path: &Path) -> Result<()> {
+        for member in &mut self.members {
+            member.template = Some(ChatTemplate::open_file(path, member.tokenizer.config())?);
+        }
+        Ok(())
+    }
+
+    /// The three vocabularies side by side.
+    pub fn compare(&self, policies: &[(u32, IdPolicy)]) -> Result<Comparison> {
+        let roles = self.roles().map(|member| RoleVocabulary::new(&member.tokenizer, &member.checkpoint));
+        Comparison::new(&roles, policies)
+    }
+
+    /// The checkpoint of each role.
+    pub fn checkpoint_of_role(&self) -> [&Checkpoint; 3] {
+        self.roles().map(|member| &member.checkpoint)
+    }
+
+    /// What each role needs to make its prompt.
+    pub fn role_texts(&self) -> [RoleText<'_>; 3] {
+        self.roles().map(|member| RoleText {
+            tokenizer: &member.tokenizer,
+            template: member.template.as_ref(),
+            width: member.checkpoint.config.n_vocab,
+        })
+    }
+
+    fn roles(&self) -> [&Member; 3] {
+        self.member_of_role.map(|member| &self.members[member])
+    }
+}
+
+fn open_member(source: &Source) -> Result<Member> {
+    let checkpoint = Checkpoint::open(source.clone())?;
+    let tokenizer = Tokenizer::open(source)?;
+    let template = ChatTemplate::open(source, tokenizer.config())?;
+    Ok(Member { checkpoint, tokenizer, template })
+}
+
+/// Three models that can be combined: three roles over one to three distinct checkpoints.
+pub struct Trio {
+    models: Models,
+    vocabulary: Vocabulary,
+    warnings: Vec<String>,
+}
+
+impl Trio {
+    /// Opens the models and combines their vocabularies.
+    pub fn open(sources: &TrioSources, policies: &[(u32, IdPolicy)]) -> Result<Self> {
+        Self::combine(Models::open(sources)?, policies)
+    }
+
+    /// Combines the vocabularies of open models.
+    pub fn combine(models: Models, policies: &[(u32, IdPolicy)]) -> Result<Self> {
+        let comparison = models.compare(policies)?;
+        Ok(Self { vocabulary: comparison.vocabulary()?, warnings: comparison.warnings, models })
+    }
+
+    /// The models.
+    pub fn models(&self) -> &Models {
+        &self.models
+    }
+
+    /// The distinct checkpoints.
+    pub fn checkpoints(&self) -> Vec<&Checkpoint> {
+        self.models.members.iter().map(|member| &member.checkpoint).collect()
+    }
+
+    /// Which of [`Self::checkpoints`] each role uses: base, expert, anti-expert.
+    pub fn member_of_role(&self) -> [usize; 3] {
+        self.models.member_of_role
+    }
+
+    /// The tokenizer of each role.
+    pub fn tokenizers(&self) -> [&Tokenizer; 3] {
+        self.models.roles().map(|member| &member.tokenizer)
+    }
+
+    /// What the three vocabularies share.
+    pub fn vocabulary(&self) -> &Vocabulary {
+        &self.vocabulary
+    }
+
+    /// What about the vocabularies may matter to a person.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Bytes that an id adds to the text; none for special tokens.
+    pub fn bytes_of(&self, id: u32) -> &[u8] {
+        self.tokenizers()[0].shown_bytes(id)
+    }
+}

@@ -1,0 +1,346 @@
+//! The engine's thread and its channel: the outer seam. Handles are not generic; the one `match` on the device is here.
+
+use super::event::Event;
+use super::machine::{Machine, MachineOptions};
+use super::request::Request;
+use super::trio::Trio;
+use super::{Engine, Job};
+use crate::backend::cpu::Cpu;
+use crate::backend::params::{MAX_RECORD_TOP, MAX_SLOTS};
+use crate::backend::wgpu::{self, Wgpu};
+use crate::backend::{Backend, Dtype};
+use crate::{Error, Result};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
+use std::thread::JoinHandle;
+
+/// Prompt tokens per model and step, unless asked otherwise: enough to reuse every weight well.
+pub const DEFAULT_PREFILL_ROWS: usize = 256;
+
+/// Which backend runs the models.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackendChoice {
+    /// A real GPU if there is one, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// Any adapter of wgpu, software ones included.
+    Wgpu,
+    /// NVIDIA cards through CUDA.
+    Cuda,
+}
+
+impl BackendChoice {
+    /// What `Auto` comes to: wgpu where there is a real GPU, else the CPU.
+    pub fn on_this_machine(self) -> Self {
+        match self {
+            BackendChoice::Auto if may_have_gpu() && wgpu::adapters().iter().any(|adapter| !adapter.software) => {
+                BackendChoice::Wgpu
+            }
+            BackendChoice::Auto => BackendChoice::Cpu,
+            named => named,
+        }
+    }
+}
+
+/// Asking Vulkan takes some 50 ms and lets drivers print what they like. A GPU under Linux has one of these nodes; one
+/// that has none can still be named by its backend.
+fn may_have_gpu() -> bool {
+    const NODES: [&str; 5] = ["/dev/dri", "/dev/nvidiactl", "/dev/dxg", "/dev/kgsl-3d0", "/dev/mali0"];
+    !cfg!(target_os = "linux") || NODES.iter().any(|node| std::path::Path::new(node).exists())
+}
+
+/// Where and how large the engine is.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Backend.
+    pub backend: BackendChoice,
+    /// Adapter number within the backend.
+    pub device: Option<usize>,
+    /// CPU threads; absent: all.
+    pub threads: Option<usize>,
+    /// Sequences at a time, at most [`MAX_SLOTS`].
+    pub n_slots: usize,
+    /// Longest prompt and response together; at most what one of the models was made for.
+    pub max_model_len: usize,
+    /// Type of keys and values; absent: each checkpoint's own.
+    pub kv_cache_dtype: Option<Dtype>,
+    /// Prompt tokens per model and step.
+    pub prefill_rows: usize,
+    /// Room for penalties.
+    pub penalties: bool,
+    /// Top entries per record; absent: no step can be recorded.
+    pub record_top: Option<usize>,
+}
+
+impl EngineOptions {
+    /// Just the room that `requests` need.
+    pub fn sized_for(requests: &[Request]) -> Self {
+        let tokens = |request: &Request| {
+            request.prompts.iter().map(Vec::len).max().unwrap_or(0) + request.sampling.max_tokens as usize
+        };
+        Self {
+            backend: BackendChoice::Auto,
+            device: None,
+            threads: None,
+            n_slots: requests.len().clamp(1, MAX_SLOTS),
+            max_model_len: requests.iter().map(tokens).max().unwrap_or(1),
+            kv_cache_dtype: None,
+            prefill_rows: DEFAULT_PREFILL_ROWS,
+            penalties: requests.iter().any(|request| request.sampling.is_penalised()),
+            record_top: requests.iter().filter_map(|request| request.record).max(),
+        }
+    }
+
+    /// Checks every range, before anything is allocated by them.
+    fn validate(&self, trio: &Trio) -> Result<()> {
+        let within = |param: &str, value: usize, limit: usize| {
+            if (1..=limit).contains(&value) {
+                return Ok(());
+            }
+            Err(Error::argument(param, format!("{value} is not in [1, {limit}]")))
+        };
+        let positions = trio.checkpoints().into_iter().map(|checkpoint| checkpoint.config.max_positions);
+        within("n_slots", self.n_slots, MAX_SLOTS)?;
+        within("max_model_len", self.max_model_len, positions.max().unwrap_or(0))?;
+        match self.record_top {
+            Some(top) if top > MAX_RECORD_TOP => {
+                Err(Error::argument("record", format!("{top} top entries; at most {MAX_RECORD_TOP}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn cpu(&self) -> Result<Cpu> {
+        match self.device {
+            None | Some(0) => Cpu::new(self.threads),
+            Some(n) => Err(Error::device("cpu", format!("there is one device, number 0; {n} was asked for"))),
+        }
+    }
+
+    /// Naming the backend accepts what runs it, software too.
+    fn wgpu(&self) -> wgpu::Options {
+        let software = self.backend == BackendChoice::Wgpu;
+        wgpu::Options { device: self.device, software, ..wgpu::Options::default() }
+    }
+
+    fn machine(&self) -> MachineOptions {
+        MachineOptions {
+            n_slots: self.n_slots,
+            max_lane_tokens: self.max_model_len,
+            kv_cache_dtype: self.kv_cache_dtype,
+            prefill_rows: self.prefill_rows,
+            penalties: self.penalties,
+            record_top: self.record_top,
+        }
+    }
+}
+
+/// Where a submission's events go, and whether its receiver is gone.
+pub(crate) struct Channel {
+    events: Sender<Event>,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Channel {
+    /// A receiver that is gone has set the flag, or will; there is nobody to tell.
+    pub(crate) fn send(&self, event: Event) {
+        let _ = self.events.send(event);
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+}
+
+/// The events of one submission, until every request in it is done. Dropping it cancels what still runs.
+pub struct EventStream {
+    events: Receiver<Event>,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Iterator for EventStream {
+    type Item = Event;
+
+    fn next(&mut self) -> Option<Event> {
+        self.events.recv().ok()
+    }
+}
+
+impl EventStream {
+    /// The next event within `timeout`; `Disconnected` when all requests are done.
+    pub fn next_timeout(&mut self, timeout: std::time::Duration) -> std::result::Result<Event, RecvTimeoutError> {
+        self.events.recv_timeout(timeout)
+    }
+}
+
+impl Drop for EventStream {
+    fn drop(&mut self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A running engine. Dropping it waits until what runs has ended; drop the streams first to cancel.
+pub struct Handle {
+    jobs: Option<Sender<Job>>,
+    trio: Arc<Trio>,
+    device: String,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Handle {
+    /// Starts the thread and loads the weights; returns when the engine is ready or could not be.
+    pub fn start(trio: Arc<Trio>, options: EngineOptions) -> Result<Self> {
+        options.validate(&trio)?;
+        let (jobs, inbox) = mpsc::channel();
+        let (ready, started) = mpsc::channel();
+        let shared = trio.clone();
+        let run = move || match options.backend.on_this_machine() {
+            BackendChoice::Auto | BackendChoice::Cpu => run(options.cpu(), shared, &options, inbox, ready),
+            BackendChoice::Wgpu => run(Wgpu::open(&options.wgpu()), shared, &options, inbox, ready),
+            BackendChoice::Cuda => run::<Cpu>(Err(no_cuda()), shared, &options, inbox, ready),
+        };
+        let thread = std::thread::Builder::new().name("engine".into()).spawn(run);
+        let thread = thread.map_err(|error| Error::Io { message: format!("cannot start the engine: {error}") })?;
+        let device = started.recv().map_err(|_| lost())??;
+        Ok(Self { jobs: Some(jobs), trio, device, thread: Some(thread) })
+    }
+
+    /// The backend and the device that run it.
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+
+    /// Submits requests together; an invalid one is an error before any of them runs.
+    pub fn submit(&self, requests: Vec<Request>) -> Result<EventStream> {
+        let vocabulary = self.trio.vocabulary();
+        for request in &requests {
+            request.validate(vocabulary.n_ids, &vocabulary.stop_ids)?;
+        }
+        let (events, receiver) = mpsc::channel();
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let channel = Arc::new(Channel { events, cancelled: cancelled.clone() });
+        let jobs = self.jobs.as_ref().expect("the inbox is open while the handle lives");
+        for (index, request) in requests.into_iter().enumerate() {
+            let seed = request.sampling.seed.unwrap_or_else(random_seed);
+            jobs.send(Job { request, index, seed, channel: channel.clone() }).map_err(|_| lost())?;
+        }
+        Ok(EventStream { events: receiver, cancelled })
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic of the engine has been reported by its own message; there is nothing to add while dropping.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The answer to `--backend cuda`.
+pub(crate) fn no_cuda() -> Error {
+    Error::device("cuda", "this build has no CUDA backend; use --backend wgpu or cpu")
+}
+
+/// What a channel of an engine that has ended comes to.
+pub(crate) fn lost() -> Error {
+    Error::device("engine", "the engine's thread has ended")
+}
+
+/// 64 bits that differ from call to call: the seed of a request that names none.
+pub fn random_seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    RandomState::new().build_hasher().finish()
+}
+
+fn run<B: Backend>(
+    backend: Result<B>,
+    trio: Arc<Trio>,
+    options: &EngineOptions,
+    inbox: Receiver<Job>,
+    ready: Sender<Result<String>>,
+) {
+    let load = |backend: B| {
+        let device = backend.describe();
+        let machine =
+            Machine::load(backend, &trio.checkpoints(), trio.member_of_role(), trio.vocabulary(), &options.machine())?;
+        Ok((Engine::new(machine, trio.clone(), options.max_model_len), device))
+    };
+    let mut engine = match backend.and_then(load) {
+        Ok((engine, device)) => {
+            if ready.send(Ok(device)).is_err() {
+                return;
+            }
+            engine
+        }
+        Err(error) => {
+            // The starter waits for this answer; if it is gone there is nobody to tell.
+            let _ = ready.send(Err(error));
+            return;
+        }
+    };
+    serve(&mut engine, &inbox);
+}
+
+/// Until the inbox closes and all is done; after a device error, refuses everything.
+fn serve<B: Backend>(engine: &mut Engine<B>, inbox: &Receiver<Job>) {
+    let mut dead: Option<Error> = None;
+    loop {
+        let job =
+            if engine.is_idle() { inbox.recv().map_err(|_| TryRecvError::Disconnected) } else { inbox.try_recv() };
+        match (job, &dead) {
+            (Ok(job), Some(error)) => job.refuse(error.clone()),
+            (Ok(job), None) => {
+                engine.enqueue(job);
+                continue;
+            }
+            (Err(TryRecvError::Disconnected), _) if engine.is_idle() => return,
+            (Err(_), _) => {}
+        }
+        if dead.is_none()
+            && let Err(error) = engine.step()
+        {
+            engine.fail_all(&error);
+            dead = Some(error);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::request::Sampling;
+    use super::super::trio::TrioSources;
+    use super::*;
+    use crate::checkpoint::Source;
+
+    #[test]
+    fn a_cancelled_request_is_gone_after_the_next_step() {
+        let [base, expert, anti] = ["base", "expert", "anti-expert"]
+            .map(|role| Source::directory(format!("{}/demo/{role}", env!("CARGO_MANIFEST_DIR"))));
+        let sources = TrioSources { base, expert: Some(expert), anti_expert: Some(anti) };
+        let trio = Arc::new(Trio::open(&sources, &[]).expect("the demo trio opens"));
+        let sampling = Sampling { max_tokens: 100, ignore_eos: true, ..Sampling::default() };
+        let request = Request { prompts: std::array::from_fn(|_| vec![7, 8, 9]), sampling, ..Request::default() };
+        let options = EngineOptions::sized_for(std::slice::from_ref(&request));
+        let backend = Cpu::new(Some(1)).expect("a CPU");
+        let (checkpoints, vocabulary) = (trio.checkpoints(), trio.vocabulary());
+        let machine = Machine::load(backend, &checkpoints, trio.member_of_role(), vocabulary, &options.machine());
+        let machine = machine.expect("the demo trio loads");
+        let mut engine = Engine::new(machine, trio.clone(), options.max_model_len);
+
+        let (events, _receiver) = mpsc::channel();
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let channel = Arc::new(Channel { events, cancelled: cancelled.clone() });
+        engine.enqueue(Job { request, index: 0, seed: 0, channel });
+        (0..3).for_each(|_| engine.step().expect("a step"));
+        assert!(!engine.is_idle() && engine.pool.n_free() < engine.pool.n_pages());
+        cancelled.store(true, Ordering::Relaxed);
+        engine.step().expect("a step");
+        assert!(engine.is_idle());
+        assert_eq!(engine.pool.n_free(), engine.pool.n_pages());
+    }
+}
