@@ -6,6 +6,7 @@ pub mod engine;
 pub mod error;
 pub mod kv;
 pub mod model;
+pub mod selftest;
 pub mod text;
 
 pub use error::{Error, Result};

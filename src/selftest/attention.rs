@@ -1,0 +1,158 @@
+//! Cases of [`Attention`].
+
+use super::compare::{Output, Want};
+use super::inputs::{Random, Rows, Stream, UNIT, filled, finish, poisoned, store};
+use super::launch::{Check, Launch, POISON};
+use super::matrix::{Shape, Sum, sum_tolerance};
+use super::pages::{Pages, Token, Tokens};
+use crate::Result;
+use crate::backend::params::{AttentionParams, MAX_MEMBERS};
+use crate::backend::{Attention, Backend, Dtype};
+
+pub(super) fn check<B: Backend, T: Backend>(check: &mut Check<'_, B, T>) -> Result<()> {
+    for case in 0..Pages::N_CASES {
+        let (random, pages) = (Random { case }, Pages::of_case(case));
+        let (rows, tokens) = pages.rows();
+        let window = [4, 5].map(|axis| random.pick(axis, &[0, 0, 1, 10, 64, 100]));
+        check.launch(&Case { random, pages, rows, tokens, window, softcap: random.pick(6, &[0.0, 0.0, 5.0]) })?;
+    }
+    for (dtype, group, head_dim) in [(Dtype::F32, 1, 64), (Dtype::F16, 3, 24), (Dtype::Bf16, 3, 24)] {
+        check.in_company(|range| {
+            let pages = Pages::in_company(dtype, group, head_dim);
+            let (rows, tokens) = pages.company_rows(range.start, range.len());
+            Case { random: Random { case: u32::MAX }, pages, rows, tokens, window: [0; 2], softcap: 0.0 }
+        })?;
+    }
+    Ok(())
+}
+
+#[derive(Debug)]
+struct Case {
+    random: Random,
+    pages: Pages,
+    rows: Rows,
+    tokens: Tokens,
+    window: [u32; MAX_MEMBERS],
+    softcap: f32,
+}
+
+struct Inputs {
+    /// `[members * cap][qkv_width]`; k and v are poison, for only q is read.
+    qkv: Vec<f32>,
+    /// Words; poison where no live token stands.
+    plane: Vec<u32>,
+}
+
+impl Case {
+    /// Sharp enough that few keys carry most of the weight.
+    fn scale(&self) -> f32 {
+        4.0 / (self.pages.head_dim as f32).sqrt()
+    }
+
+    /// A head's key (`kv` 0) or value (1) as it is stored.
+    fn stored(&self, lane: usize, position: usize, kv: usize, head: usize) -> (Vec<f32>, Vec<u8>) {
+        let stream = [Stream::Keys, Stream::Values][kv];
+        let row = (lane * 256 + position) * self.pages.n_kv_heads + head;
+        store(self.pages.dtype, &self.random.uniform(stream, row, self.pages.head_dim))
+    }
+
+    fn inputs(&self) -> Inputs {
+        let (pages, width) = (&self.pages, self.pages.qkv_width());
+        let mut qkv = self.rows.numbers(self.random, Stream::Rows, width);
+        for row in qkv.chunks_mut(width) {
+            row[pages.n_heads() * pages.head_dim..].fill(f32::from_bits(POISON));
+        }
+        let mut plane = pages.poison();
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut plane);
+        for (lane, tokens) in pages.lanes.iter().map(|lane| lane.n_tokens).enumerate() {
+            for (position, kv) in (0..tokens).flat_map(|position| [(position, 0), (position, 1)]) {
+                for head in 0..pages.n_kv_heads {
+                    let first = pages.element(lane, position, kv, head) * pages.dtype.bytes();
+                    let stored = self.stored(lane, position, kv, head).1;
+                    bytes[first..first + stored.len()].copy_from_slice(&stored);
+                }
+            }
+        }
+        Inputs { qkv, plane }
+    }
+
+    /// One query head over the keys and values it sees, oldest first.
+    fn attend(&self, q: &[f32], keys: &[Vec<f32>], values: &[Vec<f32>]) -> Vec<Want> {
+        let (scale, softcap) = (f64::from(self.scale()), f64::from(self.softcap));
+        let q: Vec<f64> = q.iter().map(|&q| q.into()).collect();
+        let dots: Vec<Sum> = keys.iter().map(|key| Sum::dot(key, &q)).collect();
+        let cap = |s: f64| if softcap == 0.0 { s } else { softcap * (s / softcap).tanh() };
+        let scores: Vec<f64> = dots.iter().map(|dot| cap(scale * dot.value)).collect();
+        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let lowest = scores.iter().copied().fold(f64::INFINITY, f64::min);
+        let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        // A score is off by its sum's error and the soft cap's; so is the maximum; and the exponential's argument is
+        // rounded once. All of it is a relative error of a weight, and of the sum of weights, so it counts twice.
+        let largest = dots.iter().map(|dot| scale * dot.size).fold(0.0, f64::max);
+        let score = sum_tolerance(q.len()) * largest + 8.0 * UNIT * softcap;
+        let relative = 2.0 * (2.0 * score + 2.0 * UNIT * (max - lowest)) + 2.0 * sum_tolerance(keys.len());
+        let element = |i: usize| {
+            let terms = weights.iter().zip(values).map(|(weight, value)| weight * f64::from(value[i]) / total);
+            let (value, size) = terms.fold((0.0, 0.0), |(sum, size), term: f64| (sum + term, size + term.abs()));
+            Want::Near { value, tolerance: relative * size }
+        };
+        (0..q.len()).map(element).collect()
+    }
+}
+
+impl Launch for Case {
+    fn run<B: Backend>(&self, backend: &B) -> Result<Vec<Output>> {
+        let (Case { pages, rows, .. }, inputs) = (self, self.inputs());
+        let n_words = rows.total() * pages.n_heads() * pages.head_dim;
+        let y = poisoned(backend, "y", n_words)?;
+        let (qkv, plane) = (filled(backend, "qkv", &inputs.qkv)?, filled(backend, "plane", &inputs.plane)?);
+        let places = filled(backend, "places", &pages.places(&self.tokens))?;
+        let page_table = filled(backend, "page table", &pages.table())?;
+        let extents = filled(backend, "extents", &rows.extents([0; 2]))?;
+        let [cap, n_heads, n_kv_heads, head_dim] =
+            [rows.cap, pages.n_heads(), pages.n_kv_heads, pages.head_dim].map(|n| n as u32);
+        let (page, scale, softcap, window) = (pages.params(), self.scale(), self.softcap, self.window);
+        let op = Attention {
+            y: &y,
+            qkv: &qkv,
+            plane: &plane,
+            places: &places,
+            page_table: &page_table,
+            extents: &extents,
+            n_rows: rows.most(),
+            params: AttentionParams { page, cap, n_heads, n_kv_heads, head_dim, scale, softcap, window },
+        };
+        let mut pass = backend.begin();
+        backend.attention(&mut pass, op);
+        finish(backend, pass, &[("y", &y, n_words)])
+    }
+
+    fn expected(&self) -> Vec<Vec<Want>> {
+        let (Case { pages, rows, .. }, inputs) = (self, self.inputs());
+        let (width, head_dim) = (pages.qkv_width(), pages.head_dim);
+        let y_width = pages.n_heads() * head_dim;
+        // Rows that are not live give zero.
+        let mut y = Shape::wants(rows, y_width, |_, _, _| Want::Bits(0));
+        for (index, token) in self.tokens.0.iter().enumerate() {
+            let Some(Token { lane, position }) = *token else { continue };
+            let window = self.window[index / rows.cap] as usize;
+            let first = if window == 0 { 0 } else { (position + 1).saturating_sub(window) };
+            for kv_head in 0..pages.n_kv_heads {
+                let [keys, values] = [0, 1]
+                    .map(|kv| (first..=position).map(|p| self.stored(lane, p, kv, kv_head).0).collect::<Vec<_>>());
+                for head in kv_head * pages.group..(kv_head + 1) * pages.group {
+                    let q = &inputs.qkv[index * width + head * head_dim..][..head_dim];
+                    let attended = self.attend(q, &keys, &values);
+                    y[index * y_width + head * head_dim..][..head_dim].copy_from_slice(&attended);
+                }
+            }
+        }
+        vec![y]
+    }
+
+    fn row(&self, outputs: &[Output], index: usize) -> Vec<u32> {
+        let width = self.pages.n_heads() * self.pages.head_dim;
+        outputs[0].bits[index * width..][..width].to_vec()
+    }
+}

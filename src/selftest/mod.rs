@@ -1,0 +1,188 @@
+//! The self-test: every op of every available backend over odd shapes, against the CPU twin and plain arithmetic in
+//! f64. It needs nothing but the binary, so that it can be carried to any machine.
+//!
+//! - The portable CPU on one thread is the twin; it is compared with f64 sums ([`compare::Want`]).
+//! - Other instruction sets, and any number of threads, must give the twin's bits.
+//! - Other backends must be within the same tolerances of f64 and of the twin.
+//! - On each backend a row alone must have the bits of the same row in a launch of many.
+//!
+//! Memory that an op must not use, or must not write, is full of NaN.
+
+mod attention;
+mod combine_sample;
+pub mod compare;
+mod embed;
+mod inputs;
+mod launch;
+mod matmul_add;
+mod matrix;
+mod norm_add;
+mod norm_gate_up;
+mod norm_matmul;
+mod pages;
+mod record;
+mod rope_append;
+mod samples;
+
+use crate::Result;
+use crate::backend::Backend;
+use crate::backend::cpu::{Cpu, Isa};
+use crate::backend::wgpu::{self, Wgpu};
+use crate::engine::worker::{self, BackendChoice};
+use launch::{Check, Yardstick};
+use serde::Serialize;
+
+/// What to test.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// `Auto`: whatever is here. A named backend must be here.
+    pub backend: BackendChoice,
+    /// Adapter number within the backend; absent: its first.
+    pub device: Option<usize>,
+    /// CPU threads; absent: all.
+    pub threads: Option<usize>,
+}
+
+/// One op on one backend.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Backend and adapter, as they call themselves.
+    pub backend: String,
+    /// The op.
+    pub op: &'static str,
+    /// Launches compared.
+    pub cases: usize,
+    /// Largest error as a share of its tolerance; infinite (`null` in JSON) where a case failed.
+    pub worst: f64,
+    /// Whether every case passed.
+    pub passed: bool,
+    /// What failed first; empty where nothing did.
+    pub detail: String,
+}
+
+/// What a run came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Outcome {
+    /// Backends tested.
+    pub backends: usize,
+    /// Lines of the report.
+    pub ops: usize,
+    /// Of these, lines that failed.
+    pub failed: usize,
+}
+
+impl Outcome {
+    /// Whether something ran and nothing failed.
+    pub fn passed(&self) -> bool {
+        self.ops > 0 && self.failed == 0
+    }
+
+    fn add(&mut self, other: Outcome) {
+        self.backends += other.backends;
+        self.ops += other.ops;
+        self.failed += other.failed;
+    }
+}
+
+/// Tests what `options` name, one call of `report` per backend and op as they finish. Fails where a backend that was
+/// named is not here, or a device breaks down; a wrong result is no error but a report that did not pass.
+pub fn run_all(options: &Options, report: &mut dyn FnMut(&Report)) -> Result<Outcome> {
+    // One thread: where the others have more, their number is tested too.
+    let twin = Cpu::with_isa(Some(1), Isa::Portable)?;
+    let mut outcome = Outcome::default();
+    match options.backend {
+        BackendChoice::Cpu => outcome.add(run_cpu(&twin, options.threads, report)?),
+        BackendChoice::Wgpu => outcome.add(run_wgpu(options.device, &twin, report)?),
+        BackendChoice::Cuda => return Err(worker::no_cuda()),
+        BackendChoice::Auto => {
+            outcome.add(run_cpu(&twin, options.threads, report)?);
+            if !wgpu::adapters().is_empty() {
+                outcome.add(run_wgpu(options.device, &twin, report)?);
+            }
+        }
+    }
+    Ok(outcome)
+}
+
+/// The twin against f64, and every other instruction set of this machine against the twin's bits.
+fn run_cpu(twin: &Cpu, threads: Option<usize>, report: &mut dyn FnMut(&Report)) -> Result<Outcome> {
+    let mut outcome = run_against(twin, &twin.describe(), Yardstick::<Cpu>::Arithmetic, report)?;
+    for isa in Isa::ALL.iter().copied().filter(|isa| *isa != Isa::Portable && isa.is_available()) {
+        let cpu = Cpu::with_isa(threads, isa)?;
+        outcome.add(run_against(&cpu, &cpu.describe(), Yardstick::Bits(twin), report)?);
+    }
+    Ok(outcome)
+}
+
+/// Bytes bound at once in the form that splits matrices; every buffer of the cases fits.
+const SMALL_BINDING: u64 = 256 << 10;
+
+/// The adapter's plain form against the twin; its other forms, subgroups and split matrices, must give its bits.
+fn run_wgpu(device: Option<usize>, twin: &Cpu, report: &mut dyn FnMut(&Report)) -> Result<Outcome> {
+    let options = wgpu::Options { device, software: true, binding_limit: None, subgroups: false };
+    let plain = Wgpu::open(&options)?;
+    let mut outcome = run_against(&plain, &format!("{}, plain", plain.describe()), Yardstick::Near(twin), report)?;
+    let split = Wgpu::open(&wgpu::Options { binding_limit: Some(SMALL_BINDING), ..options.clone() })?;
+    let name = format!("{}, matrices split", split.describe());
+    outcome.add(run_against(&split, &name, Yardstick::Bits(&plain), report)?);
+    let grouped = Wgpu::open(&wgpu::Options { subgroups: true, ..options })?;
+    if grouped.uses_subgroups() {
+        let name = format!("{}, subgroups", grouped.describe());
+        outcome.add(run_against(&grouped, &name, Yardstick::Bits(&plain), report)?);
+    }
+    Ok(outcome)
+}
+
+/// The ops, in the order of a step.
+fn ops<B: Backend, T: Backend>() -> [(&'static str, Cases<B, T>); 9] {
+    [
+        ("embed", embed::check),
+        ("norm_matmul", norm_matmul::check),
+        ("rope_append", rope_append::check),
+        ("attention", attention::check),
+        ("matmul_add", matmul_add::check),
+        ("norm_add", norm_add::check),
+        ("norm_gate_up", norm_gate_up::check),
+        ("combine_sample", combine_sample::check),
+        ("record", record::check),
+    ]
+}
+
+type Cases<B, T> = fn(&mut Check<'_, B, T>) -> Result<()>;
+
+fn run_against<B: Backend, T: Backend>(
+    backend: &B,
+    name: &str,
+    yardstick: Yardstick<'_, T>,
+    report: &mut dyn FnMut(&Report),
+) -> Result<Outcome> {
+    let mut outcome = Outcome { backends: 1, ..Outcome::default() };
+    for (op, cases) in ops() {
+        let mut check = Check::new(backend, yardstick);
+        cases(&mut check)?;
+        let line = check.report(name, op);
+        outcome.ops += 1;
+        outcome.failed += usize::from(!line.passed);
+        report(&line);
+    }
+    Ok(outcome)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_damaged_element_fails_every_op_under_every_yardstick() {
+        let cpu = Cpu::new(None).expect("the CPU is here");
+        for yardstick in [Yardstick::Arithmetic, Yardstick::Near(&cpu), Yardstick::Bits(&cpu)] {
+            for (op, cases) in ops() {
+                let mut check = Check::new(&cpu, yardstick);
+                check.damaged = Some(0);
+                cases(&mut check).expect("the CPU runs");
+                let line = check.report("cpu", op);
+                assert!(!line.passed && line.worst.is_infinite() && !line.detail.is_empty(), "{line:?}");
+            }
+        }
+    }
+}
