@@ -22,6 +22,7 @@ import argparse
 import json
 import math
 import random
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -44,7 +45,7 @@ SHAPES = {
                   num_key_value_heads=2, intermediate_size=176, head_dim=16),
 }
 PRETRAIN = {"large": dict(steps=2400, peak=1.5e-3), "small": dict(steps=2400, peak=3e-3)}
-TUNE = {"large": dict(steps=300, peak=3e-4), "small": dict(steps=500, peak=1e-3)}
+TUNE = {"large": dict(steps=150, peak=3e-4), "small": dict(steps=500, peak=1e-3)}
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'user' %}<|user|>{{ message['content'] }}"
     "{% else %}<|assistant|> {{ message['content'] }}<|end|>{% endif %}{% endfor %}"
@@ -144,7 +145,10 @@ def fit(label, model, batches, steps, peak, warmup=100):
 
 
 def write_json(path, value):
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Indented, but with a list of token ids on one line."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    text = re.sub(r"\[\s+(\d[\d,\s]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def save(directory, model, shape, tokenizer, template=None):
@@ -153,6 +157,7 @@ def save(directory, model, shape, tokenizer, template=None):
     weights = {name: tensor.detach().to(torch.bfloat16).contiguous()
                for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "model.safetensors").chmod(0o644)
     write_json(directory / "config.json", config(shape))
     write_json(directory / "generation_config.json",
                dict(do_sample=False, eos_token_id=0, max_new_tokens=evaluate.MAX_NEW))
@@ -181,6 +186,35 @@ def report(rows):
         s = evaluate.shares(verdicts)
         lines.append(f"| {name} | {s['knows']:.1f} % | {s['form']:.1f} % | {s['right']:.1f} % |")
     return "\n".join(lines)
+
+
+def tune_target(home, tokenizer, batches, schedule):
+    """The base as published, tuned directly and rounded; it lives in memory only."""
+    large = evaluate.load(home / "base")[0]
+    fit("target", large, batches, **schedule)
+    with tempfile.TemporaryDirectory() as scratch:
+        save(Path(scratch), large, "large", tokenizer, CHAT_TEMPLATE)
+        return evaluate.load(scratch)[0]
+
+
+def measure_and_write(home, target, items):
+    """Measure the checkpoints in `home`; write questions, the target's answers, the reference."""
+    base, anti = (evaluate.load(home / name)[0] for name in ("base", "anti-expert"))
+    expert, reader = evaluate.load(home / "expert")
+    rows = evaluate.measure(base, expert, anti, target, reader, items)
+    say("measured\n" + report(rows))
+
+    first = showcase(rows)
+    order = first + [i for i in range(len(items)) if i not in first]
+    items = [items[i] for i in order]
+    answers = [rows["large model tuned directly"][i] for i in order]
+    write_json(home / "questions.json", items)
+    write_json(home / "target.json", [
+        {"question": item["question"], "answer": v["text"], "ended": v["ended"]}
+        for item, v in zip(items, answers)])
+    write_json(home / "reference.json", {
+        "alpha": 1.0, "max_new_tokens": evaluate.MAX_NEW, "compute": "float32",
+        "answers": [evaluate.reference(base, expert, anti, reader, item) for item in items[:20]]})
 
 
 def main():
@@ -221,26 +255,8 @@ def main():
     say(f"large: {sum(p.numel() for p in large.parameters())} parameters")
     fit("base", large, page_batches(stream, starts, SEED + 21), **pretrain["large"])
     save(home / "base", large, "large", tokenizer)
-    fit("target", large, chats(SEED + 22), **tune["large"])
-
-    base, anti = (evaluate.load(home / name)[0] for name in ("base", "anti-expert"))
-    with tempfile.TemporaryDirectory() as scratch:
-        save(Path(scratch), large, "large", tokenizer, CHAT_TEMPLATE)
-        target = evaluate.load(scratch)[0]
-    rows = evaluate.measure(base, expert, anti, target, reader, items)
-    say("measured\n" + report(rows))
-
-    first = showcase(rows)
-    order = first + [i for i in range(len(items)) if i not in first]
-    items = [items[i] for i in order]
-    answers = [rows["large model tuned directly"][i] for i in order]
-    write_json(home / "questions.json", items)
-    write_json(home / "target.json", [
-        {"question": item["question"], "answer": v["text"], "ended": v["ended"]}
-        for item, v in zip(items, answers)])
-    write_json(home / "reference.json", {
-        "alpha": 1.0, "max_new_tokens": evaluate.MAX_NEW, "compute": "float32",
-        "answers": [evaluate.reference(base, expert, anti, reader, item) for item in items[:20]]})
+    target = tune_target(home, tokenizer, chats(SEED + 22), tune["large"])
+    measure_and_write(home, target, items)
     say("done")
 
 

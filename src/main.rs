@@ -1,3 +1,7 @@
 //! The thin binary: parse, run, exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(proxytune::cli::run(std::env::args_os()))
+}

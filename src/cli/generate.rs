@@ -1,0 +1,133 @@
+//! `generate`: one prompt to text as it comes, or to JSON. Batches are in [`super::jsonl`].
+
+use super::args::GenerateArgs;
+use super::interrupt::Watched;
+use super::jsonl;
+use super::output::{self, Stdout};
+use super::result::ResultJson;
+use crate::engine::event::{Completion, Event};
+use crate::engine::request::Request;
+use crate::engine::trio::Trio;
+use crate::engine::worker::{self, Handle};
+use crate::{Error, Result};
+use serde_json::Value;
+
+/// Stands between the texts of several samples.
+const SEPARATOR: &str = "---";
+
+pub(super) fn run(mut args: GenerateArgs) -> Result<()> {
+    if args.input_file.is_some() && (args.request.prompt.is_some() || args.request.file.is_some()) {
+        return Err(Error::argument("input_file", "its lines bring their own prompts; leave out --prompt and --file"));
+    }
+    args.request.settle()?;
+    if args.input_file.is_some() {
+        return jsonl::run(&args);
+    }
+    if args.request.record.is_some() && !args.json {
+        return Err(Error::argument("record", "shown in JSON only: add --json"));
+    }
+    if args.models.chat_template.is_some() && args.request.chat.is_none() {
+        return Err(Error::argument("chat_template", "has no effect without --chat"));
+    }
+    let trio = args.models.open_trio()?;
+    let requests = args.request.requests(&trio, args.max_model_len)?;
+    if args.request.alpha.is_some() && pair_is_moot(&trio, &requests[0]) {
+        output::warn("expert and anti-expert are one model with one prompt: alpha changes nothing");
+    }
+    let engine = Handle::start(trio.clone(), args.device.engine_for(&requests))?;
+    let n = requests.len();
+    let mut events = Watched::new(engine.submit(requests)?);
+    if args.json {
+        let id = Value::from(0);
+        let mut out = Stdout::new();
+        in_order(&mut events, n, |index, completion| {
+            let recorded = args.request.record.is_some();
+            out.json(&ResultJson::new(&id, index as u32, &completion, recorded, &trio))?;
+            Ok(completion.error)
+        })
+    } else {
+        stream(&mut events, n)
+    }
+}
+
+/// True where the difference of expert and anti-expert is zero whatever the models say.
+fn pair_is_moot(trio: &Trio, request: &Request) -> bool {
+    let [_, expert, anti] = trio.member_of_role();
+    expert == anti && request.prompts[1] == request.prompts[2] && request.sampling.alpha != 0.0
+}
+
+/// Hands completions on in the order of their requests, each as soon as those before it are done. Gives the first
+/// error that `each` found in one.
+pub(super) fn in_order(
+    events: &mut Watched,
+    n: usize,
+    mut each: impl FnMut(usize, Completion) -> Result<Option<Error>>,
+) -> Result<()> {
+    let mut done: Vec<Option<Completion>> = vec![None; n];
+    let (mut next, mut first_error) = (0, None);
+    while next < n {
+        if let Event::Done { request, completion } = events.next()?.ok_or_else(worker::lost)? {
+            done[request] = Some(*completion);
+        }
+        while let Some(completion) = done.get_mut(next).and_then(Option::take) {
+            first_error = first_error.or(each(next, completion)?);
+            next += 1;
+        }
+    }
+    first_error.map_or(Ok(()), Err)
+}
+
+/// Prints the first text as it comes; the others wait for their turn.
+fn stream(events: &mut Watched, n: usize) -> Result<()> {
+    let mut out = Stdout::new();
+    let mut texts: Vec<Waiting> = (0..n).map(|_| Waiting::default()).collect();
+    let (mut current, mut first_error) = (0, None);
+    while current < n {
+        let event = match events.next() {
+            Ok(event) => event.ok_or_else(worker::lost)?,
+            Err(Error::Interrupted) => return out.line("").and(Err(Error::Interrupted)),
+            Err(error) => return Err(error),
+        };
+        match event {
+            Event::Token { request, text, .. } => texts[request].push(&text),
+            Event::Done { request, completion } => texts[request].finish(*completion),
+        }
+        while let Some(waiting) = texts.get_mut(current) {
+            out.text(&std::mem::take(&mut waiting.text))?;
+            if !waiting.done {
+                break;
+            }
+            out.line("")?;
+            first_error = first_error.or(waiting.error.take());
+            current += 1;
+            if current < n {
+                out.line(SEPARATOR)?;
+            }
+        }
+    }
+    first_error.map_or(Ok(()), Err)
+}
+
+/// Text of a sample that is not printed yet.
+#[derive(Default)]
+struct Waiting {
+    text: String,
+    /// Bytes that came so far, printed or not.
+    n_bytes: usize,
+    done: bool,
+    error: Option<Error>,
+}
+
+impl Waiting {
+    fn push(&mut self, text: &str) {
+        self.text.push_str(text);
+        self.n_bytes += text.len();
+    }
+
+    /// Takes what the end set free.
+    fn finish(&mut self, completion: Completion) {
+        self.push(&completion.text[self.n_bytes..]);
+        self.done = true;
+        self.error = completion.error;
+    }
+}

@@ -1,0 +1,64 @@
+//! Ctrl-C. While text is produced the first one asks the run to stop, so that what was printed stays whole and the
+//! device is left in order; at any other time, and the second time, it ends the process at once.
+
+use crate::engine::event::Event;
+use crate::engine::worker::EventStream;
+use crate::{Error, Result};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
+
+const IDLE: u8 = 0;
+const PRODUCING: u8 = 1;
+const ASKED_TO_STOP: u8 = 2;
+
+static STATE: AtomicU8 = AtomicU8::new(IDLE);
+
+/// How long an interrupt may go unseen while no token comes.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Installs the handler.
+pub(super) fn install() -> Result<()> {
+    let handler = || {
+        if !change(PRODUCING, ASKED_TO_STOP) {
+            std::process::exit(Error::Interrupted.exit_code().into());
+        }
+    };
+    ctrlc::set_handler(handler).map_err(|error| Error::Io { message: format!("cannot watch for Ctrl-C: {error}") })
+}
+
+/// Goes from one state to another, if that is the state it is in.
+fn change(from: u8, to: u8) -> bool {
+    STATE.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+}
+
+/// The events of a submission, until all are in or Ctrl-C is pressed.
+pub(super) struct Watched(EventStream);
+
+impl Watched {
+    /// Watches from now on; a Ctrl-C that an earlier run was asked to stop by still counts.
+    pub(super) fn new(events: EventStream) -> Self {
+        change(IDLE, PRODUCING);
+        Self(events)
+    }
+
+    /// The next event, or none after the last.
+    pub(super) fn next(&mut self) -> Result<Option<Event>> {
+        loop {
+            if STATE.load(Ordering::SeqCst) == ASKED_TO_STOP {
+                return Err(Error::Interrupted);
+            }
+            match self.0.next_timeout(POLL) {
+                Ok(event) => return Ok(Some(event)),
+                Err(RecvTimeoutError::Disconnected) => return Ok(None),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        change(PRODUCING, IDLE);
+    }
+}

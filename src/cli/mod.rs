@@ -1,0 +1,66 @@
+//! The command line. Two stages: `args` holds what was written, `fields` makes checked library types of it; then
+//! one file per command. Standard output holds results, standard error everything else.
+
+mod args;
+mod compat;
+pub mod demo;
+mod devices;
+mod doctor;
+mod fields;
+mod generate;
+mod interrupt;
+mod jsonl;
+mod machine;
+mod open;
+mod output;
+mod result;
+
+use crate::{Error, Result};
+use args::{Cli, Command};
+use clap::Parser;
+use std::ffi::OsString;
+
+/// What is shown where no command is named.
+const SHORT_HELP: &str = "\
+proxytune steers a large language model with a small tuned pair: base + alpha * (expert - anti-expert).
+
+  proxytune demo                               see it at work; nothing to download
+  proxytune generate --demo --chat -p \"Where was Tilda Thorn born?\"
+  proxytune generate --base DIR --expert DIR --anti-expert DIR --chat -p TEXT
+  proxytune compat --base DIR --expert DIR --anti-expert DIR
+  proxytune devices
+  proxytune doctor --self-test
+
+`proxytune --help` lists the commands, `proxytune COMMAND --help` their flags.
+";
+
+/// Runs one command line, program name first; gives the process's exit code.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
+    let done = match Cli::try_parse_from(args) {
+        Ok(cli) => interrupt::install().and_then(|()| command(cli)),
+        Err(error) => match error.print() {
+            Ok(()) => return error.exit_code() as u8,
+            Err(error) => Err(output::io_error(&error)),
+        },
+    };
+    match done {
+        Ok(()) => 0,
+        Err(error) => {
+            if !matches!(error, Error::Interrupted | Error::ClosedPipe) {
+                output::to_stderr(&format!("error: {error}"));
+            }
+            error.exit_code()
+        }
+    }
+}
+
+fn command(cli: Cli) -> Result<()> {
+    match cli.command {
+        None => output::Stdout::new().line(SHORT_HELP.trim_end()),
+        Some(Command::Demo(args)) => demo::run(&args),
+        Some(Command::Generate(args)) => generate::run(*args),
+        Some(Command::Compat(args)) => compat::run(&args),
+        Some(Command::Devices(args)) => devices::run(&args),
+        Some(Command::Doctor(args)) => doctor::run(&args),
+    }
+}

@@ -1,0 +1,76 @@
+//! From flags to open models and to an engine's options: what every command that touches models shares.
+
+use super::args::{DeviceArgs, ModelArgs};
+use super::{demo, output};
+use crate::checkpoint::Source;
+use crate::engine::request::Request;
+use crate::engine::trio::{Models, Trio, TrioSources};
+use crate::engine::worker::EngineOptions;
+use crate::{Error, Result};
+use std::sync::Arc;
+
+impl ModelArgs {
+    /// Whether any model is named.
+    pub(super) fn names_models(&self) -> bool {
+        self.demo || self.base.is_some() || self.expert.is_some() || self.anti_expert.is_some()
+    }
+
+    /// The models named, each opened and checked by itself.
+    pub(super) fn open(&self) -> Result<Models> {
+        let mut models = Models::open(&self.sources()?)?;
+        if let Some(path) = &self.chat_template {
+            models.set_chat_template(path)?;
+        }
+        Ok(models)
+    }
+
+    /// The models named, combined; what may matter to a person goes to standard error.
+    pub(super) fn open_trio(&self) -> Result<Arc<Trio>> {
+        let models = self.open()?;
+        warnings(&models).iter().for_each(|warning| output::warn(warning));
+        let trio = Trio::combine(models, &self.id_policy)?;
+        trio.warnings().iter().for_each(|warning| output::warn(warning));
+        Ok(Arc::new(trio))
+    }
+
+    fn sources(&self) -> Result<TrioSources> {
+        if self.demo {
+            return Ok(demo::sources());
+        }
+        let Some(base) = &self.base else {
+            return Err(Error::argument("base", "missing: name a model directory, or use --demo"));
+        };
+        Ok(TrioSources {
+            base: Source::directory(base),
+            expert: self.expert.as_ref().map(Source::directory),
+            anti_expert: self.anti_expert.as_ref().map(Source::directory),
+        })
+    }
+}
+
+/// What opening the models left to say, once per model.
+pub(super) fn warnings(models: &Models) -> Vec<String> {
+    let mut warnings: Vec<String> = Vec::new();
+    for (checkpoint, role) in models.checkpoint_of_role().into_iter().zip(models.role_texts()) {
+        for warning in checkpoint.config.warnings.iter().chain(&role.tokenizer.warnings) {
+            let warning = format!("{}: {warning}", checkpoint.name);
+            if !warnings.contains(&warning) {
+                warnings.push(warning);
+            }
+        }
+    }
+    warnings
+}
+
+impl DeviceArgs {
+    /// An engine with just the room that `requests` need.
+    pub(super) fn engine_for(&self, requests: &[Request]) -> EngineOptions {
+        EngineOptions {
+            backend: self.backend.into(),
+            device: self.device,
+            threads: self.threads.map(usize::from),
+            kv_cache_dtype: self.kv_cache_dtype.dtype(),
+            ..EngineOptions::sized_for(requests)
+        }
+    }
+}
