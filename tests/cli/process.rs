@@ -1,0 +1,76 @@
+//! The process among others: closed pipes, full disks, Ctrl-C, terminals.
+
+use super::{QUESTION, command, spawn, stderr};
+use std::fs;
+use std::io::Read;
+use std::process::{Command, Stdio};
+
+/// Runs long enough for anything to happen to it meanwhile: 128 texts of 240 tokens.
+const LONG: [&str; 11] =
+    ["generate", "--demo", "--backend", "cpu", "-p", QUESTION, "--alpha", "0", "--ignore-eos", "--n", "128"];
+
+#[cfg(unix)]
+#[test]
+fn a_closed_pipe_is_quiet() {
+    for json in [&[][..], &["--json"]] {
+        let mut child = spawn(&mut command(&[&LONG, json].concat()));
+        drop(child.stdout.take());
+        let output = child.wait_with_output().expect("it ends");
+        assert_eq!((output.status.code(), stderr(&output)), (Some(141), ""), "{json:?}");
+    }
+    let mut child = spawn(&mut command(&["generate", "--help"]));
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("it ends");
+    // The help may be written before the pipe is closed.
+    assert!(matches!(output.status.code(), Some(0 | 141)) && stderr(&output).is_empty(), "{output:?}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_an_error() {
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has it");
+    let output = command(&["generate", "--demo", "-p", QUESTION]).stdout(full()).output().expect("it ends");
+    assert_eq!(output.status.code(), Some(6));
+    assert!(stderr(&output).contains("standard output"), "{}", stderr(&output));
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_keeps_what_was_printed() {
+    let mut child = spawn(&mut command(&LONG));
+    let mut out = child.stdout.take().expect("a pipe");
+    let mut begun = [0; 9];
+    out.read_exact(&mut begun).expect("text comes");
+    let signalled = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill is there");
+    assert!(signalled.success());
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).expect("UTF-8");
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!((output.status.code(), stderr(&output)), (Some(130), ""));
+    assert_eq!(&begun, b" In Torun");
+    assert!(rest.ends_with('\n') && !rest.contains("\n---\n"), "{rest:?}");
+}
+
+/// What a command prints on a terminal, which util-linux's `script` plays.
+#[cfg(target_os = "linux")]
+fn on_a_terminal(arguments: &str, no_colour: bool) -> String {
+    let line = format!("{} {arguments}", env!("CARGO_BIN_EXE_proxytune"));
+    let mut script = Command::new("script");
+    script.args(["-qec", &line, "/dev/null"]).env("TERM", "xterm").env_remove("NO_COLOR").stdin(Stdio::null());
+    if no_colour {
+        script.env("NO_COLOR", "1");
+    }
+    let output = script.output().expect("script is part of every Debian");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn colour_is_for_terminals_that_want_it() {
+    let demo = format!("demo '{QUESTION}' --backend cpu");
+    let coloured = on_a_terminal(&demo, false);
+    assert!(coloured.contains("\x1b[1;36mTilda\x1b[0m") && !coloured.contains("[Tilda]"), "{coloured:?}");
+    let plain = on_a_terminal(&demo, true);
+    assert!(plain.contains("[Tilda]") && !plain.contains('\x1b'), "{plain:?}");
+}

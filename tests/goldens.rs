@@ -1,0 +1,299 @@
+//! The proof against transformers: logits and greedy ids of the golden trios (tests/golden/make.py), and that each
+//! switch of a configuration matters to them.
+//!
+//! A trio's twenty runs share one machine: five alphas, prompts of other lengths in each role, keys and values in f32.
+
+use proxytune::Result;
+use proxytune::backend::cpu::Cpu;
+use proxytune::backend::params::{RING, Sample};
+use proxytune::backend::wgpu::{Options, Wgpu};
+use proxytune::backend::{Backend, Dtype};
+use proxytune::checkpoint::{Checkpoint, ModelConfig, RopeScaling, Source};
+use proxytune::engine::batch::Batch;
+use proxytune::engine::machine::{Machine, MachineOptions};
+use proxytune::engine::request::{Request, Sampling};
+use proxytune::engine::sequence::{Sequence, lanes};
+use proxytune::engine::trio::{Trio, TrioSources};
+use proxytune::kv::pool::Pool;
+use proxytune::selftest::compare::row_error;
+use proxytune::text::Vocabulary;
+use serde::Deserialize;
+
+const TRIOS: [&str; 3] = ["llama", "qwen2", "mixed"];
+const ROLES: [&str; 3] = ["base", "expert", "anti-expert"];
+
+/// Largest |difference| over largest |logit| of a row, live ids only (padding is far louder). Both sides add a few
+/// hundred products per sum in f32 over at most three layers: a few 1e-6 where the order of additions is all that
+/// differs. The bounds leave room for another exp and another order, and no switch of a configuration passes them.
+const CPU_BOUND: f32 = 1e-4;
+/// Drivers may also contract, and divide and take roots less exactly.
+const WGPU_BOUND: f32 = 1e-3;
+/// What every switch must exceed.
+const LOUD: f32 = 10.0 * WGPU_BOUND;
+
+#[derive(Deserialize)]
+struct Golden {
+    n_ids: usize,
+    kept_steps: Vec<usize>,
+    runs: Vec<Run>,
+    /// `[runs][kept_steps][roles][n_ids]`.
+    #[serde(skip)]
+    logits: Vec<f32>,
+}
+
+#[derive(Deserialize)]
+struct Run {
+    alpha: f32,
+    prompts: [Vec<u32>; 3],
+    ids: Vec<u32>,
+    /// Best score minus second best, per step.
+    margins: Vec<f32>,
+    /// max|base| + |alpha| (max|expert| + max|anti-expert|), per step.
+    magnitudes: Vec<f32>,
+}
+
+impl Golden {
+    fn open(trio: &str) -> Self {
+        let read = |file: &str| std::fs::read(path(trio, file)).expect("the golden files are there");
+        let golden: Self = serde_json::from_slice(&read("golden.json")).expect("golden.json is what make.py wrote");
+        let logits: Vec<f32> = bytemuck::pod_collect_to_vec(&read("logits.f32"));
+        assert_eq!(logits.len(), golden.runs.len() * golden.kept_steps.len() * 3 * golden.n_ids);
+        Self { logits, ..golden }
+    }
+
+    /// The row of a role, where the step is a kept one.
+    fn row(&self, run: usize, step: usize, role: usize) -> Option<&[f32]> {
+        let kept = self.kept_steps.iter().position(|&kept| kept == step)?;
+        let first = ((run * self.kept_steps.len() + kept) * 3 + role) * self.n_ids;
+        Some(&self.logits[first..first + self.n_ids])
+    }
+
+    fn n_steps(&self) -> usize {
+        self.runs[0].ids.len()
+    }
+}
+
+impl Run {
+    /// With every logit of a role off by at most bound * max|row|, a score is off by at most bound * magnitude, and
+    /// the distance of two scores by twice that.
+    fn is_certain(&self, step: usize, bound: f32) -> bool {
+        self.margins[step] > 2.0 * bound * self.magnitudes[step]
+    }
+
+    fn request(&self) -> Request {
+        let max_tokens = self.ids.len() as u32;
+        let sampling = Sampling { alpha: self.alpha, max_tokens, ignore_eos: true, ..Sampling::default() };
+        Request { prompts: self.prompts.clone(), sampling, ..Request::default() }
+    }
+}
+
+fn path(trio: &str, file: &str) -> String {
+    format!("{}/tests/golden/{trio}/{file}", env!("CARGO_MANIFEST_DIR"))
+}
+
+fn source(trio: &str, role: usize) -> Source {
+    Source::directory(path(trio, ROLES[role]))
+}
+
+fn checkpoints(trio: &str) -> [Checkpoint; 3] {
+    [0, 1, 2].map(|role| Checkpoint::open(source(trio, role)).expect("a golden checkpoint opens"))
+}
+
+fn vocabulary(trio: &str) -> Vocabulary {
+    let [expert, anti_expert] = [1, 2].map(|role| Some(source(trio, role)));
+    let sources = TrioSources { base: source(trio, 0), expert, anti_expert };
+    Trio::open(&sources, &[]).expect("the golden trio opens").vocabulary().clone()
+}
+
+/// All runs of a golden on one machine, one slot each.
+struct Player<B: Backend> {
+    machine: Machine<B>,
+    sequences: Vec<Sequence>,
+}
+
+impl<B: Backend> Player<B> {
+    fn new(backend: Result<B>, checkpoints: &[Checkpoint; 3], vocabulary: &Vocabulary, golden: &Golden) -> Self {
+        let n_prompt_rows = golden.runs.iter().map(|run| run.prompts.iter().map(Vec::len).max().unwrap_or(0)).sum();
+        let options = MachineOptions {
+            n_slots: golden.runs.len(),
+            max_lane_tokens: 128,
+            kv_cache_dtype: Some(Dtype::F32),
+            // All prompts in the first step, so that steps and positions of responses are the same thing.
+            prefill_rows: n_prompt_rows,
+            penalties: false,
+            record_top: None,
+        };
+        let backend = backend.expect("the backend is here");
+        let machine = Machine::load(backend, &checkpoints.each_ref(), [0, 1, 2], vocabulary, &options);
+        let machine = machine.expect("the golden trio loads");
+        let mut pool = Pool::new(machine.n_pages());
+        let admit = |(slot, run): (usize, &Run)| {
+            let request = run.request();
+            let lanes = lanes(&request, machine.seats());
+            let n_tokens = |prompt: usize| prompt + run.ids.len();
+            let counts = lanes.0.iter().map(|lane| machine.pages_for(lane.seat, n_tokens(lane.tokens.len())));
+            let pages = pool.take(&counts.collect::<Vec<_>>()).expect("pages for every run");
+            let sequence = Sequence::new(slot as u64, request, 0, lanes, pages);
+            machine.admit(slot, &sequence.device_slot(&[]), &sequence.request, &sequence.pages).expect("admission");
+            for first in [true, false] {
+                machine.allow(slot, &vocabulary.live, first).expect("a mask");
+            }
+            sequence
+        };
+        let sequences = golden.runs.iter().enumerate().map(admit).collect();
+        Self { machine, sequences }
+    }
+
+    /// One step of every run: where its logits are, and the id it drew.
+    fn step(&mut self) -> Vec<(Sample, u32)> {
+        let mut batch = Batch::new(self.machine.n_stacks());
+        for (slot, sequence) in self.sequences.iter_mut().enumerate() {
+            if sequence.is_decoding() {
+                sequence.decode(slot as u32, &mut batch);
+            } else {
+                sequence.prefill(slot as u32, &mut batch, |seat| self.machine.prefill_rows(seat));
+            }
+        }
+        assert_eq!(batch.samples.len(), self.sequences.len(), "every run draws in every step");
+        let samples = batch.samples.clone();
+        let step = self.machine.submit(batch, false).expect("a step");
+        let slots = self.machine.collect(step).expect("a step").slots;
+        let drawn = |sample: Sample| {
+            let slot = &slots[sample.slot as usize];
+            (sample, slot.ring[(slot.produced as usize - 1) % RING])
+        };
+        samples.into_iter().map(drawn).collect()
+    }
+
+    /// max|difference| / max|row| of a role's live logits.
+    fn error(&self, sample: Sample, role: usize, expected: &[f32]) -> f32 {
+        let row = [sample.row_base, sample.row_expert, sample.row_anti][role];
+        let row = self.machine.logits(role, row as usize).expect("logits");
+        assert!(row.iter().all(|z| z.is_finite()), "NaN is not a large error");
+        // Live ids only: padding is not compared.
+        row_error(&row[..expected.len()], expected) as f32
+    }
+}
+
+/// Roles whose rows a run reads.
+fn roles_read(run: &Run) -> std::ops::Range<usize> {
+    if run.alpha == 0.0 { 0..1 } else { 0..3 }
+}
+
+fn agrees_with_transformers<B: Backend>(backend: impl Fn() -> Result<B>, bound: f32) {
+    for trio in TRIOS {
+        let golden = Golden::open(trio);
+        let mut player = Player::new(backend(), &checkpoints(trio), &vocabulary(trio), &golden);
+        let mut agrees = vec![true; golden.runs.len()];
+        let (mut worst, mut n_compared) = (0.0f32, 0);
+        for step in 0..golden.n_steps() {
+            for (index, (sample, id)) in player.step().into_iter().enumerate() {
+                let run = &golden.runs[index];
+                // After another id the texts are two, and their rows cannot be compared.
+                if !agrees[index] {
+                    continue;
+                }
+                for role in roles_read(run) {
+                    let Some(expected) = golden.row(index, step, role) else { continue };
+                    let error = player.error(sample, role, expected);
+                    assert!(error <= bound, "{trio}, {}, run {index}, step {step}: error {error:e}", ROLES[role]);
+                    worst = worst.max(error);
+                }
+                n_compared += 1;
+                agrees[index] = id == run.ids[step];
+                let why = || format!("{trio}, run {index}, step {step}: {id}, transformers {}", run.ids[step]);
+                assert!(agrees[index] || !run.is_certain(step, bound), "{}", why());
+            }
+        }
+        let n_all = golden.runs.len() * golden.n_steps();
+        println!("{trio}: worst error {worst:e}, {n_compared} of {n_all} ids compared");
+        // Few margins are within the bound (make.py counts them); more ids left out would be a proof of little.
+        assert!(n_compared * 100 >= n_all * 95, "{trio}: only {n_compared} of {n_all} ids could be compared");
+    }
+}
+
+#[test]
+fn cpu_agrees_with_transformers() {
+    agrees_with_transformers(|| Cpu::new(None), CPU_BOUND);
+}
+
+#[test]
+fn wgpu_agrees_with_transformers() {
+    for subgroups in [true, false] {
+        let options = Options { software: true, subgroups, ..Options::default() };
+        agrees_with_transformers(|| Wgpu::open(&options), WGPU_BOUND);
+    }
+}
+
+/// What a mistaken engine would do to one role's configuration: a name, and the change.
+type Switch = (String, Box<dyn Fn(&mut ModelConfig)>);
+
+fn switches(configs: &[ModelConfig; 3]) -> Vec<Switch> {
+    let mut switches: Vec<Switch> = vec![
+        ("no qkv bias".into(), Box::new(|config| config.qkv_bias = false)),
+        ("no output bias".into(), Box::new(|config| config.o_bias = false)),
+        ("the embedding as head".into(), Box::new(|config| config.tied = true)),
+        ("no rope scaling".into(), Box::new(|config| config.rope.scaling = RopeScaling::None)),
+    ];
+    for (other, role) in configs.iter().zip(ROLES) {
+        let (eps, theta) = (other.norm_eps, other.rope.theta);
+        switches.push((format!("eps of {role}"), Box::new(move |config| config.norm_eps = eps)));
+        switches.push((format!("theta of {role}"), Box::new(move |config| config.rope.theta = theta)));
+    }
+    switches
+}
+
+/// Largest error of each role in the prompts' last rows.
+fn first_errors(checkpoints: &[Checkpoint; 3], vocabulary: &Vocabulary, golden: &Golden) -> [f32; 3] {
+    let mut player = Player::new(Cpu::new(None), checkpoints, vocabulary, golden);
+    let mut errors = [0.0f32; 3];
+    for (index, (sample, _)) in player.step().into_iter().enumerate() {
+        for role in roles_read(&golden.runs[index]) {
+            let expected = golden.row(index, 0, role).expect("the first step is kept");
+            errors[role] = errors[role].max(player.error(sample, role, expected));
+        }
+    }
+    errors
+}
+
+#[test]
+fn every_switch_shows_in_its_own_role_alone() {
+    let mut seen = std::collections::BTreeMap::new();
+    for trio in TRIOS {
+        let (golden, vocabulary) = (Golden::open(trio), vocabulary(trio));
+        let configs = checkpoints(trio).map(|checkpoint| checkpoint.config);
+        for (role, (name, turn)) in (0..3).flat_map(|role| switches(&configs).into_iter().map(move |s| (role, s))) {
+            let mut checkpoints = checkpoints(trio);
+            turn(&mut checkpoints[role].config);
+            if checkpoints[role].config == configs[role] {
+                continue;
+            }
+            let errors = first_errors(&checkpoints, &vocabulary, &golden);
+            println!("{trio}, {}, {name}: {errors:?}", ROLES[role]);
+            for (other, error) in errors.into_iter().enumerate() {
+                let holds = if other == role { error > LOUD } else { error <= CPU_BOUND };
+                assert!(holds, "{trio}, {} with {name}: {} is off by {error:e}", ROLES[role], ROLES[other]);
+            }
+            *seen.entry(name).or_insert(0) += 1;
+        }
+    }
+    // Four plain switches, and eps and theta of each role in the two others.
+    assert_eq!(seen.len(), 10, "{seen:?}");
+    assert!(seen.iter().all(|(name, &n)| n >= if name.contains(" of ") { 6 } else { 1 }), "{seen:?}");
+}
+
+#[test]
+fn padding_would_win_if_it_were_live() {
+    // The qwen2 trio's expert has no padding at all, so no padding column can be live in it.
+    for trio in ["llama", "mixed"] {
+        let (golden, checkpoints) = (Golden::open(trio), checkpoints(trio));
+        let n_ids =
+            checkpoints.each_ref().map(|checkpoint| checkpoint.config.n_vocab).into_iter().min().expect("three");
+        let live = vec![u32::MAX; n_ids.div_ceil(32)];
+        let vocabulary = Vocabulary { n_ids, live, zero_delta_ids: Vec::new(), stop_ids: Vec::new() };
+        let mut player = Player::new(Cpu::new(None), &checkpoints, &vocabulary, &golden);
+        for (index, (_, id)) in player.step().into_iter().enumerate() {
+            assert!(id as usize >= golden.n_ids, "{trio}, run {index} drew {id}");
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Bytes to text that is never taken back, against a plain search of the whole text.
+
+use proxytune::text::TextStream;
+
+/// What the text of `bytes` is up to the stop string that is complete first (of those, the one that begins first), and
+/// which it was.
+fn reference(bytes: &[u8], stops: &[String]) -> (String, Option<usize>) {
+    let text = String::from_utf8_lossy(bytes).into_owned();
+    let found = stops.iter().enumerate().filter(|(_, stop)| !stop.is_empty());
+    // The first occurrence is also the one that ends first.
+    let found =
+        found.filter_map(|(index, stop)| text.find(stop.as_str()).map(|start| (start + stop.len(), start, index)));
+    match found.min() {
+        Some((_, start, index)) => (text[..start].to_string(), Some(index)),
+        None => (text, None),
+    }
+}
+
+fn streamed(chunks: &[&[u8]], stops: &[String]) -> (String, Option<usize>) {
+    let mut stream = TextStream::new(stops.to_vec());
+    let mut shown = String::new();
+    chunks.iter().for_each(|chunk| shown += &stream.push(chunk));
+    shown += &stream.finish();
+    assert_eq!(stream.push(b"") + &stream.finish(), "", "nothing is left");
+    (shown, stream.stopped_by())
+}
+
+fn strings(list: &[&str]) -> Vec<String> {
+    list.iter().map(|text| text.to_string()).collect()
+}
+
+/// What each chunk sets free.
+#[test]
+fn what_is_shown_when() {
+    type Case<'a> = (&'a str, &'a [&'a str], &'a [&'a [u8]], &'a [&'a str], Option<usize>);
+    let cases: [Case; 17] = [
+        ("plain", &[], &[b"ab", b"c"], &["ab", "c", ""], None),
+        ("two bytes of one character", &[], &[b"\xC3", b"\xA9"], &["", "é", ""], None),
+        ("four bytes, one by one", &[], &[b"\xF0", b"\x9F", b"\x98", b"\x80"], &["", "", "", "😀", ""], None),
+        ("the end inside a character", &[], &[b"a\xE2\x82"], &["a", "\u{FFFD}"], None),
+        ("a lone byte", &[], &[b"a\x80b"], &["a\u{FFFD}b", ""], None),
+        ("a character broken by a letter", &[], &[b"\xE2\x82", b"a"], &["", "\u{FFFD}a", ""], None),
+        ("overlong", &[], &[b"\xC0\xAF"], &["\u{FFFD}\u{FFFD}", ""], None),
+        ("surrogate", &[], &[b"\xED\xA0\x80"], &["\u{FFFD}\u{FFFD}\u{FFFD}", ""], None),
+        ("a stop in one token", &["x"], &[b"axb", b"c"], &["a", "", ""], Some(0)),
+        ("a stop over three tokens", &["\n\nQ:"], &[b"yes\n", b"\nQ", b":no"], &["yes", "", "", ""], Some(0)),
+        (
+            "a beginning that leads nowhere",
+            &["\n\nQ:"],
+            &[b"yes\n", b"\nA", b":no"],
+            &["yes", "\n\nA", ":no", ""],
+            None,
+        ),
+        ("a beginning at the end", &["stop"], &[b"ast", b"o"], &["a", "", "sto"], None),
+        ("a beginning inside a beginning", &["aab"], &[b"aa", b"ab"], &["", "a", ""], Some(0)),
+        ("the first stop that is complete", &["bcd", "c"], &[b"abcd"], &["ab", ""], Some(1)),
+        ("of two that end together the longer", &["c", "bc", "abc"], &[b"xabc"], &["x", ""], Some(2)),
+        ("a stop inside the bytes of a character", &["é"], &[b"a\xC3", b"\xA9b"], &["a", "", ""], Some(0)),
+        ("at the very start", &["a"], &[b"a"], &["", ""], Some(0)),
+    ];
+    for (label, stops, chunks, expected, stopped) in cases {
+        let mut stream = TextStream::new(strings(stops));
+        let mut shown: Vec<String> = chunks.iter().map(|chunk| stream.push(chunk)).collect();
+        shown.push(stream.finish());
+        assert_eq!((shown, stream.stopped_by()), (strings(expected), stopped), "{label}");
+    }
+}
+
+#[test]
+fn an_empty_stop_string_is_never_found() {
+    assert_eq!(streamed(&[b"abc"], &strings(&[""])), ("abc".into(), None));
+    assert_eq!(streamed(&[b"abc"], &strings(&["", "c"])), ("ab".into(), Some(1)));
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % n as u64) as usize
+    }
+}
+
+/// Few letters, so that stop strings and their beginnings come up; whole characters and halves of them.
+const PIECES: &[&[u8]] = &[
+    b"a",
+    b"b",
+    b"ab",
+    b"aab",
+    b"\n",
+    " é".as_bytes(),
+    "日".as_bytes(),
+    b"\xE6",
+    b"\x97\xA5",
+    b"\xC3",
+    b"\xA9",
+    b"\xF0\x9F",
+    b"\xFF",
+    b"",
+];
+
+#[test]
+fn streaming_equals_the_whole_text_however_it_is_cut() {
+    let mut random = Random(0x9E37_79B9_7F4A_7C15);
+    let mut n_stopped = 0;
+    for round in 0..20_000 {
+        let n = random.below(12);
+        let bytes: Vec<u8> = (0..n).flat_map(|_| PIECES[random.below(PIECES.len())]).copied().collect();
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let n_stops = random.below(4);
+        let stops: Vec<String> = (0..n_stops)
+            .map(|_| {
+                let chars: Vec<char> = text.chars().chain("ab\n".chars()).collect();
+                (0..1 + random.below(3)).map(|_| chars[random.below(chars.len())]).collect()
+            })
+            .collect();
+        let mut cuts: Vec<usize> = (0..random.below(6)).map(|_| random.below(bytes.len() + 1)).collect();
+        cuts.extend([0, bytes.len()]);
+        cuts.sort_unstable();
+        let chunks: Vec<&[u8]> = cuts.windows(2).map(|pair| &bytes[pair[0]..pair[1]]).collect();
+
+        let (whole, stopped) = reference(&bytes, &stops);
+        let (shown, stopped_by) = streamed(&chunks, &stops);
+        // Equal stop strings have two indices.
+        let names = |index: Option<usize>| index.map(|index| &stops[index]);
+        assert_eq!((shown, names(stopped_by)), (whole, names(stopped)), "round {round}: {chunks:?} {stops:?}");
+        n_stopped += usize::from(stopped.is_some());
+    }
+    assert!((4_000..16_000).contains(&n_stopped), "{n_stopped} of 20,000 texts are stopped");
+}
+
+/// Only what may begin a stop string is held back: never more than the longest one less a character.
+#[test]
+fn nothing_is_held_longer_than_it_must() {
+    let mut random = Random(7);
+    for _ in 0..2_000 {
+        let text: String = (0..40).map(|_| ["a", "b", "é"][random.below(3)]).collect();
+        let stops = strings(&["aabx", "béay"]);
+        let mut stream = TextStream::new(stops.clone());
+        let mut shown = String::new();
+        for (at, c) in text.char_indices() {
+            shown += &stream.push(c.to_string().as_bytes());
+            let so_far = &text[..at + c.len_utf8()];
+            let held = &so_far[shown.len()..];
+            assert!(so_far.starts_with(&shown));
+            assert!(
+                held.is_empty() || stops.iter().any(|stop| stop.starts_with(held)),
+                "{held:?} is held of {so_far:?}"
+            );
+        }
+    }
+}
