@@ -1,0 +1,320 @@
+//! Every op on every backend: time per launch, bytes per second, and the share of the rate at which this machine reads
+//! memory, measured in the same run. `cargo bench --bench kernels` runs all; `-- cpu` or `-- wgpu` one backend.
+//!
+//! The method, what the bytes are and a table are in benches/README.md.
+
+use bytemuck::{Pod, Zeroable};
+use proxytune::Result;
+use proxytune::backend::cpu::Cpu;
+use proxytune::backend::params::*;
+use proxytune::backend::wgpu::{Options, Wgpu};
+use proxytune::backend::*;
+use std::cell::Cell;
+use std::time::Instant;
+
+/// Layer shapes of known models.
+#[derive(Clone, Copy)]
+struct Model {
+    name: &'static str,
+    d_model: usize,
+    n_heads: usize,
+    n_kv_heads: usize,
+    d_ff: usize,
+    n_vocab: usize,
+}
+
+const MODELS: [Model; 2] = [
+    Model { name: "Qwen2.5-0.5B", d_model: 896, n_heads: 14, n_kv_heads: 2, d_ff: 4864, n_vocab: 151_936 },
+    Model { name: "SmolLM2-135M", d_model: 576, n_heads: 9, n_kv_heads: 3, d_ff: 1536, n_vocab: 49_152 },
+];
+const HEAD_DIM: usize = 64;
+/// Rows of a launch: one sequence, and eight.
+const ROWS: [usize; 2] = [1, 8];
+/// Tokens that attention looks back on.
+const CONTEXT: usize = 1024;
+const PAGE_TOKENS: usize = 64;
+/// Bytes that the launches of a pass read in turn: more than caches hold, so that weights come from memory as they do
+/// in a model.
+const WORKING_SET: usize = 96 << 20;
+/// Most launches of a pass: enough that a submission's own cost does not count, even for small ops.
+const MAX_LAUNCHES: usize = 200;
+/// Seconds of a pass, about, where launches are slow.
+const PASS_SECONDS: f64 = 0.1;
+/// Passes timed; the median counts.
+const PASSES: usize = 3;
+
+fn main() -> Result<()> {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let runs = |name: &str| wanted.is_empty() || wanted.iter().any(|arg| arg == name);
+    let read_rate = read_rate();
+    println!("memory read by all threads: {:.1} GB/s", read_rate / 1e9);
+    if runs("cpu") {
+        bench(&Cpu::new(None)?, read_rate)?;
+    }
+    if runs("wgpu") {
+        bench(&Wgpu::open(&Options { software: true, ..Options::default() })?, read_rate)?;
+    }
+    Ok(())
+}
+
+/// Bytes per second that all threads read together from a buffer that no cache holds: the best of some runs.
+fn read_rate() -> f64 {
+    let words = vec![1u64; (512 << 20) / size_of::<u64>()];
+    let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let sum = |part: &[u64]| part.iter().copied().fold(0, u64::wrapping_add);
+    let sum_all = || {
+        std::thread::scope(|scope| {
+            let parts = words.chunks(words.len().div_ceil(n_threads));
+            let threads: Vec<_> = parts.map(|part| scope.spawn(move || sum(part))).collect();
+            threads.into_iter().map(|thread| thread.join().expect("a sum does not fail")).sum::<u64>()
+        })
+    };
+    let seconds = |_| {
+        let start = Instant::now();
+        assert_eq!(sum_all(), words.len() as u64);
+        start.elapsed().as_secs_f64()
+    };
+    size_of_val(&words[..]) as f64 / (0..8).map(seconds).fold(f64::INFINITY, f64::min)
+}
+
+fn bench<B: Backend>(backend: &B, read_rate: f64) -> Result<()> {
+    println!("\n{}\n", backend.describe());
+    println!("| op | model | rows | MB | floor us | us | GB/s | share |");
+    println!("|---|---|---:|---:|---:|---:|---:|---:|");
+    for model in &MODELS {
+        for n_rows in ROWS {
+            let bench = Bench { backend, model, n_rows, read_rate };
+            bench.weights()?;
+            bench.cache()?;
+            bench.small()?;
+            bench.sampling()?;
+        }
+    }
+    Ok(())
+}
+
+struct Bench<'a, B> {
+    backend: &'a B,
+    model: &'a Model,
+    n_rows: usize,
+    read_rate: f64,
+}
+
+impl<B: Backend> Bench<'_, B> {
+    /// Times launches that each move `bytes`, and prints the line. `launch` records launch number `i`.
+    fn line(&self, op: &str, bytes: usize, launch: impl Fn(&mut B::Pass, usize)) -> Result<()> {
+        let pass = |n_launches: usize| -> Result<f64> {
+            let start = Instant::now();
+            let mut pass = self.backend.begin();
+            (0..n_launches).for_each(|index| launch(&mut pass, index));
+            self.backend.collect(self.backend.submit(pass, &[])?)?;
+            Ok(start.elapsed().as_secs_f64() / n_launches as f64)
+        };
+        // The first makes pipelines and touches memory; the second tells how many fit into a pass.
+        pass(1)?;
+        let most = WORKING_SET.div_ceil(bytes).min(MAX_LAUNCHES);
+        let n_launches = ((PASS_SECONDS / pass(1)?) as usize).clamp(1, most);
+        let mut seconds = (0..PASSES).map(|_| pass(n_launches)).collect::<Result<Vec<_>>>()?;
+        seconds.sort_by(f64::total_cmp);
+        let seconds = seconds[PASSES / 2];
+        let (model, n_rows, bytes) = (self.model.name, self.n_rows, bytes as f64);
+        let (megabytes, rate, floor) = (bytes / 1e6, bytes / seconds / 1e9, bytes / self.read_rate);
+        let (us, floor_us, share) = (1e6 * seconds, 1e6 * floor, 100.0 * floor / seconds);
+        println!("| {op} | {model} | {n_rows} | {megabytes:.3} | {floor_us:.1} | {us:.1} | {rate:.2} | {share:.0} % |");
+        Ok(())
+    }
+
+    fn zeros(&self, words: usize) -> Result<B::Buf> {
+        self.backend.alloc("bench", words)
+    }
+
+    fn filled<P: Pod>(&self, records: &[P]) -> Result<B::Buf> {
+        let buf = self.zeros(size_of_val(records) / 4)?;
+        self.backend.upload(&buf, 0, bytemuck::cast_slice(records))?;
+        Ok(buf)
+    }
+
+    fn extents(&self) -> Result<B::Buf> {
+        let extent = Extent { n_rows: self.n_rows as u32, n_logits: self.n_rows as u32 };
+        self.filled(&[extent, Extent::default()])
+    }
+
+    /// Matrices of small numbers, as many as the launches of a pass go through.
+    fn matrices(&self, n_rows: usize, n_cols: usize) -> Result<Vec<B::Matrix>> {
+        let spec = MatrixSpec { dtype: Dtype::Bf16, n_rows, n_cols };
+        let bytes = vec![0x3c; spec.bytes()];
+        (0..WORKING_SET.div_ceil(spec.bytes()).min(MAX_LAUNCHES))
+            .map(|_| self.backend.matrix(spec, &[&bytes]))
+            .collect()
+    }
+
+    /// The ops that read weights once.
+    fn weights(&self) -> Result<()> {
+        let Model { d_model, n_heads, n_kv_heads, d_ff, n_vocab, .. } = *self.model;
+        let qkv = (n_heads + 2 * n_kv_heads) * HEAD_DIM;
+        self.norm_matmul("norm_matmul (qkv)", qkv)?;
+        self.norm_matmul("norm_matmul (head)", n_vocab)?;
+        self.norm_gate_up()?;
+        self.matmul_add("matmul_add (output)", n_heads * HEAD_DIM, d_model)?;
+        self.matmul_add("matmul_add (down)", d_ff, d_model)
+    }
+
+    fn norm_matmul(&self, name: &str, n_out: usize) -> Result<()> {
+        let (d_model, rows) = (self.model.d_model, self.n_rows);
+        let (y, x, gain) =
+            (self.zeros(rows * n_out)?, self.filled(&vec![0.5f32; rows * d_model])?, self.zeros(d_model)?);
+        let (w, extents) = (self.matrices(n_out, d_model)?, self.extents()?);
+        let [cap, n_in, n_out, n_rows] = [rows, d_model, n_out, rows].map(|n| n as u32);
+        let params =
+            NormMatmulParams { cap_in: cap, cap_out: cap, n_in, n_out, eps: [1e-6; 2], softcap: 0.0, reserved: 0 };
+        self.line(name, 2 * d_model * n_out as usize, |pass, index| {
+            let (w, gain) = (&w[index % w.len()], Some(&gain));
+            let op = NormMatmul { y: &y, w, x: &x, gain, bias: None, gather: None, extents: &extents, n_rows, params };
+            self.backend.norm_matmul(pass, op);
+        })
+    }
+
+    fn norm_gate_up(&self) -> Result<()> {
+        let (Model { d_model, d_ff, .. }, rows) = (*self.model, self.n_rows);
+        let (h, x, gain) =
+            (self.zeros(rows * d_ff)?, self.filled(&vec![0.5f32; rows * d_model])?, self.zeros(d_model)?);
+        let (w, extents) = (self.matrices(d_ff, d_model)?, self.extents()?);
+        let [cap, n_in, n_out, n_rows] = [rows, d_model, d_ff, rows].map(|n| n as u32);
+        let params = NormGateUpParams { cap, n_in, n_out, activation: Activation::Silu as u32, eps: [1e-6; 2] };
+        self.line("norm_gate_up", 2 * 2 * d_model * d_ff, |pass, index| {
+            let [w_gate, w_up] = [0, 1].map(|which| &w[(2 * index + which) % w.len()]);
+            let gain = Some(&gain);
+            let op = NormGateUp { h: &h, w_gate, w_up, x: &x, gain, extents: &extents, n_rows, params };
+            self.backend.norm_gate_up(pass, op);
+        })
+    }
+
+    fn matmul_add(&self, name: &str, n_in: usize, n_out: usize) -> Result<()> {
+        let rows = self.n_rows;
+        let (x, y) = (self.zeros(rows * n_out)?, self.filled(&vec![0.5f32; rows * n_in])?);
+        let (w, extents) = (self.matrices(n_out, n_in)?, self.extents()?);
+        let [cap, n_in, n_out, n_rows] = [rows, n_in, n_out, rows].map(|n| n as u32);
+        let params = MatmulAddParams { cap, n_in, n_out, reserved: 0 };
+        self.line(name, 2 * (n_in * n_out) as usize, |pass, index| {
+            let w = &w[index % w.len()];
+            let op = MatmulAdd { x: &x, w, y: &y, bias: None, extents: &extents, n_rows, params };
+            self.backend.matmul_add(pass, op);
+        })
+    }
+
+    /// The ops on keys and values: every row is the last of a sequence of its own.
+    fn cache(&self) -> Result<()> {
+        let (Model { n_heads, n_kv_heads, .. }, rows) = (*self.model, self.n_rows);
+        let (width, pages) = ((n_heads + 2 * n_kv_heads) * HEAD_DIM, CONTEXT / PAGE_TOKENS);
+        let token_bytes = 2 * n_kv_heads * HEAD_DIM * Dtype::Bf16.bytes();
+        let page = PageParams {
+            page_words: (PAGE_TOKENS * token_bytes / 4) as u32,
+            page_tokens: PAGE_TOKENS as u32,
+            dtype: Dtype::Bf16 as u32,
+            max_pages: pages as u32,
+        };
+        let place = |row: usize| {
+            let table = (row * N_LANES * pages) as u32;
+            Place { table, position: CONTEXT as u32 - 1, live: 1, token: 0 }
+        };
+        let places = self.filled(&(0..rows).map(place).collect::<Vec<_>>())?;
+        let table = (0..rows * N_LANES * pages).map(|entry| entry / (N_LANES * pages) * pages + entry % pages);
+        let page_table = self.filled(&table.map(|page| page as u32).collect::<Vec<_>>())?;
+        let kv_bytes = rows * CONTEXT * token_bytes;
+        let n_planes = WORKING_SET.div_ceil(kv_bytes).min(MAX_LAUNCHES);
+        let planes =
+            (0..n_planes).map(|_| self.filled(&vec![0x3c3c_3c3cu32; kv_bytes / 4])).collect::<Result<Vec<_>>>()?;
+        let (qkv, y) = (self.filled(&vec![0.5f32; rows * width])?, self.zeros(rows * n_heads * HEAD_DIM)?);
+        let rotary = self.filled(&vec![[1.0f32, 0.0]; CONTEXT * HEAD_DIM / 2])?;
+        let extents = &self.extents()?;
+        let [cap, n_heads, n_kv_heads, head_dim, n_rows] =
+            [rows, n_heads, n_kv_heads, HEAD_DIM, rows].map(|n| n as u32);
+        let (places, page_table, qkv) = (&places, &page_table, &qkv);
+
+        let (scale, softcap, window) = (0.125, 0.0, [0; MAX_MEMBERS]);
+        let params = AttentionParams { page, cap, n_heads, n_kv_heads, head_dim, scale, softcap, window };
+        self.line("attention (1024 keys)", kv_bytes, |pass, index| {
+            let plane = &planes[index % planes.len()];
+            self.backend.attention(pass, Attention { y: &y, qkv, plane, places, page_table, extents, n_rows, params });
+        })?;
+        let (max_positions, eps) = (CONTEXT as u32, [1e-6; 2]);
+        let params = RopeAppendParams { page, cap, n_heads, n_kv_heads, head_dim, max_positions, reserved: 0, eps };
+        // q is read and written in place, k and v are read, and written to their page.
+        let bytes = rows * (4 * (width + n_heads as usize * HEAD_DIM) + token_bytes);
+        self.line("rope_append", bytes, |pass, index| {
+            let (plane, rotary, q_gain, k_gain) = (&planes[index % planes.len()], &rotary, None, None);
+            let op = RopeAppend { qkv, plane, places, page_table, rotary, q_gain, k_gain, extents, n_rows, params };
+            self.backend.rope_append(pass, op);
+        })
+    }
+
+    /// The ops that move rows only.
+    fn small(&self) -> Result<()> {
+        let (Model { d_model, n_vocab, .. }, rows) = (*self.model, self.n_rows);
+        let (x, y, gain) =
+            (self.zeros(rows * d_model)?, self.filled(&vec![0.5f32; rows * d_model])?, self.zeros(d_model)?);
+        let (extents, n_rows) = (&self.extents()?, rows as u32);
+        let (cap, d_model_u32) = (rows as u32, d_model as u32);
+        let params = NormAddParams { cap, d_model: d_model_u32, eps: [1e-6; 2] };
+        self.line("norm_add", 4 * 3 * rows * d_model, |pass, _| {
+            self.backend.norm_add(pass, NormAdd { x: &x, y: &y, gain: &gain, extents, n_rows, params });
+        })?;
+
+        let tokens = |row: usize| Row { slot: 0, lane: 0, token: (row * 1001 % n_vocab) as u32, position: row as u32 };
+        let row_records = self.filled(&(0..rows).map(tokens).collect::<Vec<_>>())?;
+        let (places, slots) = (self.zeros(rows * size_of::<Place>() / 4)?, self.filled(&[Slot::zeroed()])?);
+        let spec = MatrixSpec { dtype: Dtype::Bf16, n_rows: n_vocab, n_cols: d_model };
+        let table = &self.backend.matrix(spec, &[&vec![0x3c; spec.bytes()]])?;
+        let params = EmbedParams { cap, d_model: d_model_u32, max_pages: 1, reserved: 0, scale: [1.0; 2] };
+        self.line("embed", (2 + 4) * rows * d_model, |pass, _| {
+            let (rows, slots) = (&row_records, &slots);
+            self.backend.embed(pass, Embed { x: &x, places: &places, table, rows, slots, extents, n_rows, params });
+        })
+    }
+
+    /// The ops over rows of logits: temperature 0.8 and top-p 0.95, all rows apart.
+    fn sampling(&self) -> Result<()> {
+        let (n_vocab, rows) = (self.model.n_vocab, self.n_rows);
+        let (mask_words, n_slots) = (n_vocab.div_ceil(32), rows);
+        let slot = Slot {
+            max_tokens: u32::MAX,
+            alpha: 1.0,
+            inverse_temperature: 1.25,
+            top_p: (0.95 * 2f64.powi(32)) as u32,
+            repetition_penalty: 1.0,
+            ..Slot::zeroed()
+        };
+        let slots = &self.filled(&vec![slot; n_slots])?;
+        let samples: Vec<Sample> =
+            (0..rows as u32).map(|row| Sample { slot: row, row_base: row, row_expert: row, row_anti: row }).collect();
+        let samples = &self.filled(&samples)?;
+        let (scores, counts) = (&self.zeros(n_slots * 2 * 32 * mask_words)?, &self.zeros(1)?);
+        let records = &self.zeros(n_slots * size_of::<StepRecord>() / 4)?;
+        let constraints = &self.filled(&vec![u32::MAX; constraints_words(n_slots, mask_words)])?;
+        let noise = Cell::new(1u32);
+        // Three times the sum of four uniform numbers: about the spread of real logits.
+        let logit = || -> f32 {
+            let uniform = || {
+                noise.set(noise.get().wrapping_mul(1_664_525).wrapping_add(1_013_904_223));
+                (noise.get() >> 8) as f32 / (1 << 24) as f32
+            };
+            3.0 * (0..4).map(|_| uniform()).sum::<f32>()
+        };
+        let logits = || self.filled(&(0..rows * n_vocab).map(|_| logit()).collect::<Vec<_>>());
+        let [base, expert, anti] = &[logits()?, logits()?, logits()?];
+        let (n_ids, strides, n_samples) = (n_vocab as u32, [n_vocab as u32; 3], rows as u32);
+        let mask_words = mask_words as u32;
+
+        let params = CombineSampleParams { n_ids, strides, mask_words, has_counts: 0, reserved: [0; 2] };
+        self.line("combine_sample", 4 * 3 * rows * n_vocab, |pass, _| {
+            let op =
+                CombineSample { slots, scores, counts, base, expert, anti, samples, constraints, n_samples, params };
+            self.backend.combine_sample(pass, op);
+        })?;
+        let params = RecordParams { n_ids, strides, mask_words, n_top: 10, reserved: [0; 2] };
+        self.line("record", 4 * 4 * rows * n_vocab, |pass, _| {
+            let op = Record { records, slots, scores, base, expert, anti, samples, constraints, n_samples, params };
+            self.backend.record(pass, op);
+        })
+    }
+}
