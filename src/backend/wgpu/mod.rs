@@ -1,4 +1,5 @@
-//! Any GPU, through Vulkan, Metal or DirectX 12. The shaders stand in `shaders/`, one per op.
+//! Any GPU, through Vulkan, Metal or DirectX 12. The shaders stand in `shaders/`, one per op; `shaders/parts/` is what ops
+//! share.
 //!
 //! A step is one encoder, one compute pass, one submit. Pipelines and bind groups are made at their first use and kept.
 //! Ids stay on the device; the host reads them up to [`Backend::LAG`] steps late.

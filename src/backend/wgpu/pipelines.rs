@@ -43,7 +43,7 @@ pub(super) static RECORD: Stem = Stem::new("record", shader!("record"), [1, 7, 1
 pub(super) static STEMS: [&Stem; 9] =
     [&EMBED, &NORM_MATMUL, &ROPE_APPEND, &ATTENTION, &MATMUL_ADD, &NORM_ADD, &NORM_GATE_UP, &COMBINE_SAMPLE, &RECORD];
 
-const COMMON: [&str; 2] = [shader!("common"), shader!("math")];
+const COMMON: [&str; 2] = [shader!("common"), shader!("parts/math")];
 
 /// Text that several ops' shaders share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -73,16 +73,16 @@ pub(super) enum Shared {
 impl Shared {
     fn source(self) -> &'static str {
         match self {
-            Shared::Page => shader!("page"),
-            Shared::Octet => shader!("octet"),
-            Shared::Matmul => shader!("matmul"),
-            Shared::Rows1 => shader!("rows_1"),
-            Shared::Rows4 => shader!("rows_4"),
-            Shared::ExchangePlain => shader!("exchange_plain"),
-            Shared::ExchangeSubgroup => shader!("exchange_subgroup"),
-            Shared::Best => shader!("best"),
-            Shared::U64 => shader!("u64"),
-            Shared::Select => shader!("select"),
+            Shared::Page => shader!("parts/page"),
+            Shared::Octet => shader!("parts/octet"),
+            Shared::Matmul => shader!("parts/matmul"),
+            Shared::Rows1 => shader!("parts/rows_1"),
+            Shared::Rows4 => shader!("parts/rows_4"),
+            Shared::ExchangePlain => shader!("parts/exchange_plain"),
+            Shared::ExchangeSubgroup => shader!("parts/exchange_subgroup"),
+            Shared::Best => shader!("parts/best"),
+            Shared::U64 => shader!("parts/u64"),
+            Shared::Select => shader!("parts/select"),
         }
     }
 }
