@@ -1,9 +1,9 @@
 """Make the golden trios: tiny models, and what transformers computes with them.
 
     pip install torch==2.15.0 transformers==5.24.0 tokenizers==0.23.3 safetensors==0.8.0 numpy==2.4.6
-    python tests/golden/make.py
+    python tests/golden/make.py [TRIO ..]
 
-rewrites tests/golden/{llama,qwen2,mixed}: three Hugging Face directories each, and golden.json with
+rewrites the trios of trios.py (or those named): three Hugging Face directories each, and golden.json with
 logits.f32, which tests/goldens.rs compares with. Weights are as stored, attention is eager, everything
 is computed in float32 by full forward passes without a cache. Another version of the packages may
 round differently in the last bits; a margin says how much an id can bear.
@@ -16,72 +16,31 @@ ids are made so large that one of them always wins: whoever samples padding is f
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Gemma3Config, Mistral3Config
+
+from trios import NESTED, SHARDED, TRIOS
 
 HOME = Path(__file__).parent
 ROLES = ["base", "expert", "anti-expert"]
+# The first trios prove the combination, the others their switches.
+COMBINATION = ["llama", "qwen2", "mixed"]
 ALPHAS = [-1.0, 0.0, 0.5, 1.0, 2.5]
+LONG_ALPHAS = [1.0, -0.5]
 # Lengths of the prompts of a request, per role: over one key block of attention (64) and not, and up to it.
 LENGTHS = [(5, 9, 3), (40, 64, 65), (93, 70, 81), (1, 18, 33)]
+# Over every window and every original length, and of a few tokens.
+LONG_LENGTHS = [(190, 171, 205), (131, 140, 129), (7, 2, 11)]
 N_IDS, N_STEPS, KEPT_STEPS = 300, 20, [0, 1, 10, 19]
 LINES = ["The oboe is a reed instrument, and the oboist reads the other reeds' parts too.",
          "There is no other instrument that the others tune to: there it is, an A.",
          "In the north they say: the rain that ends the heat ends the harvest."]
-F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
-
-
-def llama3(**more):
-    return dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-                original_max_position_embeddings=64, **more)
-
-
-def model(family, width, shape, eps, tied, dtypes, **more):
-    """A role's config.json, but for its rope, and the types that its tensors are stored in, in turn."""
-    d_model, n_layers, n_heads, n_kv_heads, head_dim, d_ff = shape
-    names = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
-    config = dict(
-        architectures=[names[family]], model_type=family, vocab_size=width, hidden_size=d_model,
-        num_hidden_layers=n_layers, num_attention_heads=n_heads, num_key_value_heads=n_kv_heads,
-        head_dim=head_dim, intermediate_size=d_ff, hidden_act="silu", max_position_embeddings=256,
-        rms_norm_eps=eps, tie_word_embeddings=tied, bos_token_id=1, eos_token_id=0, **more)
-    return config, dtypes
-
-
-# Shapes are (d_model, layers, heads, KV heads, head_dim, d_ff). Expert and anti-expert of the first two
-# trios have equal ones: one launch, whose members differ in everything else that they may differ in.
-TRIOS = {
-    "llama": [
-        model("llama", 384, (64, 3, 4, 2, 24, 136), 0.05, False, [F32], attention_bias=True,
-              rope_theta=5000.0, rope_scaling=llama3(), torch_dtype="float32"),
-        model("llama", 320, (40, 2, 4, 1, 16, 72), 0.2, True, [BF16],
-              rope_theta=300.0, rope_scaling=None, torch_dtype="bfloat16"),
-        model("llama", 312, (40, 2, 4, 1, 16, 72), 0.01, False, [BF16], attention_bias=True,
-              rope_theta=20000.0, rope_scaling=llama3(), torch_dtype="bfloat16"),
-    ],
-    "qwen2": [
-        model("qwen2", 320, (96, 2, 4, 4, 24, 96), 0.02, True, [BF16],
-              rope_theta=100000.0, torch_dtype="bfloat16", use_sliding_window=False),
-        model("qwen2", 300, (48, 3, 6, 2, 8, 88), 0.1, False, [F16],
-              rope_theta=500.0, torch_dtype="float16", use_sliding_window=False),
-        model("qwen2", 384, (48, 3, 6, 2, 8, 88), 0.3, False, [F16],
-              rope_theta=8000.0, torch_dtype="float16", use_sliding_window=False),
-    ],
-    "mixed": [
-        model("llama", 448, (72, 3, 3, 1, 40, 104), 0.1, False, [F16, BF16, F32],
-              rope_parameters=llama3(rope_theta=40000.0), dtype="float16"),
-        model("qwen2", 320, (56, 2, 2, 2, 32, 64), 0.03, True, [BF16, F16],
-              rope_parameters=dict(rope_type="default", rope_theta=700.0), dtype="bfloat16"),
-        model("llama", 312, (32, 1, 4, 2, 8, 80), 0.4, True, [F16],
-              rope_parameters=dict(rope_type="default", rope_theta=3000.0), dtype="float16"),
-    ],
-}
-SHARDED = {("mixed", "base")}
 
 
 def train_tokenizer(adds_bos):
@@ -101,20 +60,23 @@ def train_tokenizer(adds_bos):
 
 def weights(config, random):
     """Named tensors. A matrix keeps the scale of what it multiplies; the head makes logits loud."""
-    d, ff = config["hidden_size"], config["intermediate_size"]
-    q = config["num_attention_heads"] * config["head_dim"]
-    kv = config["num_key_value_heads"] * config["head_dim"]
+    family = config["model_type"]
+    d, ff, head_dim = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    q, kv = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
+    has_bias = config.get("attention_bias", False)
+    loudness_of_head = 5 * config.get("logits_scaling", 1)
 
     def normal(*shape, deviation):
         return torch.randn(*shape, generator=random) * deviation
 
-    def gain():
+    def gain(width=d):
         # Both signs: with positive gains alone, a tied model would repeat the token that it was given.
-        signs = torch.randint(0, 2, (d,), generator=random) * 2 - 1
-        return signs * (0.4 + 1.2 * torch.rand(d, generator=random))
+        signs = torch.randint(0, 2, (width,), generator=random) * 2 - 1
+        gains = signs * (0.4 + 1.2 * torch.rand(width, generator=random))
+        return gains - 1 if family.startswith("gemma") else gains
 
     def head():
-        rows = normal(config["vocab_size"], d, deviation=5 / d**0.5)
+        rows = normal(config["vocab_size"], d, deviation=loudness_of_head / d**0.5)
         # Pairs of opposites, 25 times as loud: one of the many is always far above every live row.
         padding = 25 * rows[N_IDS:]
         half = len(padding) // 2
@@ -126,15 +88,23 @@ def weights(config, random):
     for layer in range(config["num_hidden_layers"]):
         def add(name, tensor):
             tensors[f"model.layers.{layer}.{name}"] = tensor
-        add("input_layernorm.weight", gain())
+        if family != "olmo2":
+            add("input_layernorm.weight", gain())
         for part, rows, loudness in [("q", q, 1.5), ("k", kv, 1.5), ("v", kv, 1.0)]:
             add(f"self_attn.{part}_proj.weight", normal(rows, d, deviation=loudness / d**0.5))
-            if config["model_type"] == "qwen2" or config.get("attention_bias"):
+            if family == "qwen2" or has_bias:
                 add(f"self_attn.{part}_proj.bias", normal(rows, deviation=0.5))
         add("self_attn.o_proj.weight", normal(d, q, deviation=1.5 / q**0.5))
-        if config.get("attention_bias"):
+        if has_bias:
             add("self_attn.o_proj.bias", normal(d, deviation=0.3))
+        if family in ("qwen3", "gemma3_text", "olmo2"):
+            add("self_attn.q_norm.weight", gain(q if family == "olmo2" else head_dim))
+            add("self_attn.k_norm.weight", gain(kv if family == "olmo2" else head_dim))
         add("post_attention_layernorm.weight", gain())
+        if family.startswith("gemma"):
+            add("pre_feedforward_layernorm.weight", gain())
+        if family.startswith("gemma") or family == "olmo2":
+            add("post_feedforward_layernorm.weight", gain())
         add("mlp.gate_proj.weight", normal(ff, d, deviation=1.3 / d**0.5))
         add("mlp.up_proj.weight", normal(ff, d, deviation=1.3 / d**0.5))
         add("mlp.down_proj.weight", normal(d, ff, deviation=1.5 / ff**0.5))
@@ -164,14 +134,38 @@ def save_weights(directory, tensors, sharded):
     write_json(directory / "model.safetensors.index.json", index)
 
 
-def save(directory, config, dtypes, tokenizer, adds_bos, sharded, seed):
+def save_nested(directory, config, tensors):
+    """As transformers saves a model that also sees, with the smallest of eyes."""
+    text = {name: value for name, value in config.items() if name != "architectures"}
+    eyes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, image_size=8,
+                patch_size=4)
+    if config["model_type"] == "ministral3":
+        whole = Mistral3Config(text_config=text, vision_config=eyes | {"model_type": "pixtral", "head_dim": 16},
+                               tie_word_embeddings=config["tie_word_embeddings"])
+    else:
+        whole = Gemma3Config(text_config=text, vision_config=eyes | {"model_type": "siglip_vision_model"},
+                             mm_tokens_per_image=1)
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(whole, dtype=next(iter(tensors.values())).dtype)
+    head = {name: tensor for name, tensor in tensors.items() if name == "lm_head.weight"}
+    body = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name not in head}
+    model.model.language_model.load_state_dict(body)
+    if head:
+        model.lm_head.load_state_dict({"weight": head["lm_head.weight"]})
+    model.save_pretrained(directory)
+
+
+def save(directory, config, dtypes, tokenizer, adds_bos, form, seed):
     """A complete Hugging Face directory."""
     directory.mkdir(parents=True)
     tensors = weights(config, torch.Generator().manual_seed(seed))
     stored = {name: tensor.to(dtypes[i % len(dtypes)]).contiguous()
               for i, (name, tensor) in enumerate(tensors.items())}
-    save_weights(directory, stored, sharded)
-    write_json(directory / "config.json", config)
+    if form == "nested":
+        save_nested(directory, config, stored)
+    else:
+        save_weights(directory, stored, form == "sharded")
+        write_json(directory / "config.json", config)
     write_json(directory / "generation_config.json", dict(bos_token_id=1, eos_token_id=0, do_sample=False))
     tokenizer.save(str(directory / "tokenizer.json"), pretty=False)
     write_json(directory / "tokenizer_config.json", dict(
@@ -181,19 +175,40 @@ def save(directory, config, dtypes, tokenizer, adds_bos, sharded, seed):
         file.chmod(0o644)
 
 
-def load(directory, config):
+def rope_settings(config):
+    """What config.json says of rotary positions, and nothing else, as transformers keeps it; per kind of layer for
+    Gemma 3."""
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {"rope_type": "default"}
+    given = {("rope_type" if name == "type" else name): value for name, value in given.items()}
+    if config["model_type"] != "gemma3_text":
+        return {"rope_theta": config.get("rope_theta")} | given
+    if "full_attention" in given:
+        return given
+    return dict(sliding_attention=dict(rope_type="default", rope_theta=config["rope_local_base_freq"]),
+                full_attention={"rope_theta": config["rope_theta"]} | given)
+
+
+def load(directory, config, form):
     """The model as transformers reads it, and a check that it read what was meant."""
-    loaded, info = AutoModelForCausalLM.from_pretrained(
+    auto = AutoModelForImageTextToText if form == "nested" else AutoModelForCausalLM
+    loaded, info = auto.from_pretrained(
         directory, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"], info
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {"rope_type": "default"}
-    rope = {"rope_theta": config.get("rope_theta")} | rope
-    read = loaded.config.rope_parameters
-    assert all(read[key] == value for key, value in rope.items()), (read, rope)
-    first = loaded.model.layers[0]
-    assert first.input_layernorm.variance_epsilon == config["rms_norm_eps"]
+    body = loaded.model.language_model if form == "nested" else loaded.model
+    read = body.config.to_dict()
+    ignored = {"architectures", "torch_dtype", "dtype", "rope_theta", "rope_scaling", "rope_local_base_freq",
+               "rope_parameters", "sliding_window_pattern", "tie_word_embeddings"}
+    if not config.get("use_sliding_window", True):
+        ignored.add("sliding_window")
+    for name in config.keys() - ignored:
+        assert name in ("head_dim", "attention_bias") or read[name] == config[name], (name, read.get(name))
+    for name, value in rope_settings(config).items():
+        kept = body.config.rope_parameters[name]
+        assert all(kept[key] == value[key] for key in value) if isinstance(value, dict) else kept == value, name
+    first = body.layers[0]
+    assert getattr(body.norm, "variance_epsilon", None) or body.norm.eps == config["rms_norm_eps"]
     assert first.self_attn.head_dim == config["head_dim"]
-    assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == config["tie_word_embeddings"]
+    assert (loaded.lm_head.weight is body.embed_tokens.weight) == config["tie_word_embeddings"]
     return loaded.eval()
 
 
@@ -224,19 +239,26 @@ def run(trio, prompts, alpha):
     return golden, numpy.stack(kept)
 
 
+def form_of(name, role):
+    if (name, role) in SHARDED:
+        return "sharded"
+    return "nested" if (name, role) in NESTED else "whole"
+
+
 def make(name, trio, seed):
     home = HOME / name
     shutil.rmtree(home, ignore_errors=True)
     adds_bos = name == "llama"
     tokenizer = train_tokenizer(adds_bos)
     for i, (role, (config, dtypes)) in enumerate(zip(ROLES, trio)):
-        save(home / role, config, dtypes, tokenizer, adds_bos, (name, role) in SHARDED, seed + i)
-    loaded = [load(home / role, config) for role, (config, _) in zip(ROLES, trio)]
+        save(home / role, config, dtypes, tokenizer, adds_bos, form_of(name, role), seed + i)
+    loaded = [load(home / role, config, form_of(name, role)) for role, (config, _) in zip(ROLES, trio)]
 
     random = torch.Generator().manual_seed(seed + 10)
-    requests = [[torch.randint(N_IDS, (length,), generator=random).tolist() for length in lengths]
-                for lengths in LENGTHS]
-    runs, rows = zip(*(run(loaded, prompts, alpha) for prompts in requests for alpha in ALPHAS))
+    lengths, alphas = (LENGTHS, ALPHAS) if name in COMBINATION else (LONG_LENGTHS, LONG_ALPHAS)
+    requests = [[torch.randint(N_IDS, (length,), generator=random).tolist() for length in three]
+                for three in lengths]
+    runs, rows = zip(*(run(loaded, prompts, alpha) for prompts in requests for alpha in alphas))
     # [runs][kept steps][roles][N_IDS] little-endian float32.
     numpy.stack(rows).astype("<f4").tofile(home / "logits.f32")
     lines = ",\n  ".join(json.dumps(golden) for golden in runs)
@@ -254,4 +276,5 @@ def make(name, trio, seed):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for number, (name, trio) in enumerate(TRIOS.items()):
-        make(name, trio, 1000 * (number + 1))
+        if name in (sys.argv[1:] or TRIOS):
+            make(name, trio, 1000 * (number + 1))
