@@ -166,7 +166,7 @@ impl<B: Backend> Bench<'_, B> {
         let (w, extents) = (self.matrices(n_out, d_model)?, self.extents()?);
         let [cap, n_in, n_out, n_rows] = [rows, d_model, n_out, rows].map(|n| n as u32);
         let params =
-            NormMatmulParams { cap_in: cap, cap_out: cap, n_in, n_out, eps: [1e-6; 2], softcap: 0.0, reserved: 0 };
+            NormMatmulParams { cap_in: cap, cap_out: cap, n_in, n_out, eps: [1e-6; 2], softcap: 0.0, scale: 1.0 };
         self.line(name, 2 * d_model * n_out as usize, |pass, index| {
             let (w, gain) = (&w[index % w.len()], Some(&gain));
             let op = NormMatmul { y: &y, w, x: &x, gain, bias: None, gather: None, extents: &extents, n_rows, params };
@@ -194,7 +194,7 @@ impl<B: Backend> Bench<'_, B> {
         let (x, y) = (self.zeros(rows * n_out)?, self.filled(&vec![0.5f32; rows * n_in])?);
         let (w, extents) = (self.matrices(n_out, n_in)?, self.extents()?);
         let [cap, n_in, n_out, n_rows] = [rows, n_in, n_out, rows].map(|n| n as u32);
-        let params = MatmulAddParams { cap, n_in, n_out, reserved: 0 };
+        let params = MatmulAddParams { cap, n_in, n_out, scale: 1.0 };
         self.line(name, 2 * (n_in * n_out) as usize, |pass, index| {
             let w = &w[index % w.len()];
             let op = MatmulAdd { x: &x, w, y: &y, bias: None, extents: &extents, n_rows, params };
@@ -238,11 +238,22 @@ impl<B: Backend> Bench<'_, B> {
             self.backend.attention(pass, Attention { y: &y, qkv, plane, places, page_table, extents, n_rows, params });
         })?;
         let (max_positions, eps) = (CONTEXT as u32, [1e-6; 2]);
-        let params = RopeAppendParams { page, cap, n_heads, n_kv_heads, head_dim, max_positions, reserved: 0, eps };
+        let params = RopeAppendParams {
+            page,
+            cap,
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            max_positions,
+            wide_norm: 0,
+            eps,
+            q_beta: [0.0; 2],
+            q_length: [1; 2],
+        };
         // q is read and written in place, k and v are read, and written to their page.
         let bytes = rows * (4 * (width + n_heads as usize * HEAD_DIM) + token_bytes);
         self.line("rope_append", bytes, |pass, index| {
-            let (plane, rotary, q_gain, k_gain) = (&planes[index % planes.len()], &rotary, None, None);
+            let (plane, rotary, q_gain, k_gain) = (&planes[index % planes.len()], Some(&rotary), None, None);
             let op = RopeAppend { qkv, plane, places, page_table, rotary, q_gain, k_gain, extents, n_rows, params };
             self.backend.rope_append(pass, op);
         })

@@ -1,4 +1,4 @@
-// x[i][n] += sum over k of W[n][k] y[i][k] (+ bias[n]).
+// x[i][n] += scale * (sum over k of W[n][k] y[i][k] (+ bias[n])).
 //
 // x [members * cap][n_out] f32, w [members][part's rows][n_in], y [members * cap][n_in] f32.
 // One workgroup: MATMUL_OUTPUTS outputs for N_ROWS rows of one member. Reads W once for each N_ROWS rows (from the
@@ -16,7 +16,7 @@ struct MatmulAddParams {
     cap: u32,
     n_in: u32,
     n_out: u32,
-    reserved: u32,
+    scale: f32,
 }
 
 fn input(i: u32) -> vec4<f32> {
@@ -66,6 +66,7 @@ fn main(@builtin(workgroup_id) tile: vec3<u32>, @builtin(local_invocation_index)
         if HAS_BIAS {
             value += bias[member * params.n_out + n];
         }
-        x[(member * params.cap + first_row + i) * params.n_out + n] += value;
+        let at = (member * params.cap + first_row + i) * params.n_out + n;
+        x[at] = fma(params.scale, value, x[at]);
     }
 }

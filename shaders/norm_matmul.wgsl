@@ -1,4 +1,4 @@
-// y[i] = softcap(r * sum over k of W[n][k] (g[k] x[k]) + bias[n]), x = x[gather[i]] or x[i].
+// y[i] = softcap(scale * (r * sum over k of W[n][k] (g[k] x[k]) + bias[n])), x = x[gather[i]] or x[i].
 //
 // y [members * cap_out][n_out] f32, w [members][part's rows][n_in], x [members * cap_in][n_in] f32.
 // One workgroup: MATMUL_OUTPUTS outputs for N_ROWS rows of one member. Reads W once for each N_ROWS rows (from the
@@ -21,7 +21,7 @@ struct NormMatmulParams {
     n_out: u32,
     eps: vec2<f32>,
     softcap: f32,
-    reserved: u32,
+    scale: f32,
 }
 
 fn input(i: u32) -> vec4<f32> {
@@ -83,6 +83,6 @@ fn main(@builtin(workgroup_id) tile: vec3<u32>, @builtin(local_invocation_index)
         if HAS_BIAS {
             value = fma(r, row_of(total(s, index), i), bias[member * params.n_out + n]);
         }
-        y[(member * params.cap_out + first_row + i) * params.n_out + n] = softcap(value, params.softcap);
+        y[(member * params.cap_out + first_row + i) * params.n_out + n] = softcap(params.scale * value, params.softcap);
     }
 }

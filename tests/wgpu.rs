@@ -39,7 +39,7 @@ fn one_row(gpu: &Wgpu) -> Buf {
 fn record_sum(gpu: &Wgpu, pass: &mut <Wgpu as Backend>::Pass, x: &Buf, y: &Buf, extents: &Buf) {
     let spec = MatrixSpec { dtype: Dtype::F32, n_rows: 8, n_cols: 8 };
     let w = gpu.matrix(spec, &[bytemuck::cast_slice(&[1.0f32; 64])]).expect("a matrix");
-    let params = MatmulAddParams { cap: 1, n_in: 8, n_out: 8, reserved: 0 };
+    let params = MatmulAddParams { cap: 1, n_in: 8, n_out: 8, scale: 1.0 };
     gpu.matmul_add(pass, MatmulAdd { x, w: &w, y, bias: None, extents, n_rows: 1, params });
 }
 
@@ -122,7 +122,7 @@ fn a_matrix_of_another_shape_is_refused() {
     let (x, y, extents) = (filled(&gpu, &[0.0f32; 8]), filled(&gpu, &[0.0f32; 16]), one_row(&gpu));
     let spec = MatrixSpec { dtype: Dtype::F32, n_rows: 8, n_cols: 8 };
     let w = gpu.matrix(spec, &[bytemuck::cast_slice(&[1.0f32; 64])]).expect("a matrix");
-    let params = MatmulAddParams { cap: 1, n_in: 16, n_out: 8, reserved: 0 };
+    let params = MatmulAddParams { cap: 1, n_in: 16, n_out: 8, scale: 1.0 };
     let op = MatmulAdd { x: &x, w: &w, y: &y, bias: None, extents: &extents, n_rows: 1, params };
     gpu.matmul_add(&mut gpu.begin(), op);
 }

@@ -166,8 +166,8 @@ pub struct Embed<'a, B: Backend> {
     pub params: EmbedParams,
 }
 
-/// `y[i] = softcap(r * sum_k W[n][k] (g[k] x[k]) + bias[n])` with `x = x[gather[i]]` (or `x[i]`) and, where a gain is
-/// given, `r = 1 / sqrt(mean(x^2) + eps)`, the sum of squares taken from the same loads; without a gain r = g = 1.
+/// `y[i] = softcap(scale (r * sum_k W[n][k] (g[k] x[k]) + bias[n]))` with `x = x[gather[i]]` (or `x[i]`) and, where a
+/// gain is given, `r = 1 / sqrt(mean(x^2) + eps)`, the sum of squares taken from the same loads; without a gain r = g = 1.
 /// Reads W once.
 pub struct NormMatmul<'a, B: Backend> {
     /// Out: `[members * cap_out][n_out]` f32.
@@ -190,7 +190,8 @@ pub struct NormMatmul<'a, B: Backend> {
     pub params: NormMatmulParams,
 }
 
-/// q/k norm per head where gains are given, rotary positions on q (in place) and k, then k and v into their page.
+/// q/k norm where gains are given, per head or over all heads; rotary positions on q (in place) and k where there is a
+/// table; q times its factor of position; then k and v into their page.
 ///
 /// Rotary pairs are (i, i + head_dim / 2), as in the Hugging Face layout. Rows that are not live write nothing.
 pub struct RopeAppend<'a, B: Backend> {
@@ -202,11 +203,11 @@ pub struct RopeAppend<'a, B: Backend> {
     pub places: &'a B::Buf,
     /// `[n_slots][N_LANES][max_pages]` u32 page ids.
     pub page_table: &'a B::Buf,
-    /// `[members][max_positions][head_dim / 2]` of (cos, sin) f32, computed on the host in f64.
-    pub rotary: &'a B::Buf,
-    /// `[members][head_dim]` f32.
+    /// `[members][max_positions][head_dim / 2]` of (cos, sin) f32, computed on the host in f64; absent: no rotation.
+    pub rotary: Option<&'a B::Buf>,
+    /// `[members][head_dim]` f32, or `[members][n_heads * head_dim]` where the norm is wide.
     pub q_gain: Option<&'a B::Buf>,
-    /// `[members][head_dim]` f32.
+    /// `[members][head_dim]` f32, or `[members][n_kv_heads * head_dim]` where the norm is wide.
     pub k_gain: Option<&'a B::Buf>,
     /// `[MAX_MEMBERS]` of [`Extent`].
     pub extents: &'a B::Buf,
@@ -241,7 +242,7 @@ pub struct Attention<'a, B: Backend> {
     pub params: AttentionParams,
 }
 
-/// `x[i][n] += sum_k W[n][k] y[i][k] (+ bias[n])`. Reads W once.
+/// `x[i][n] += scale (sum_k W[n][k] y[i][k] (+ bias[n]))`. Reads W once.
 pub struct MatmulAdd<'a, B: Backend> {
     /// In and out: `[members * cap][n_out]` f32.
     pub x: &'a B::Buf,

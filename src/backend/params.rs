@@ -232,7 +232,7 @@ pub struct EmbedParams {
     pub scale: [f32; MAX_MEMBERS],
 }
 
-/// norm_matmul: `y = softcap(r * sum W (g x) + bias)`.
+/// norm_matmul: `y = softcap(scale * (r * sum W (g x) + bias))`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
 pub struct NormMatmulParams {
@@ -248,8 +248,8 @@ pub struct NormMatmulParams {
     pub eps: [f32; MAX_MEMBERS],
     /// `c * tanh(y / c)`. 0: off.
     pub softcap: f32,
-    /// Padding.
-    pub reserved: u32,
+    /// Factor before the soft cap. 1: none.
+    pub scale: f32,
 }
 
 /// Where a member's keys and values stand in a page.
@@ -285,10 +285,14 @@ pub struct RopeAppendParams {
     pub head_dim: u32,
     /// Positions in each member's rotary table.
     pub max_positions: u32,
-    /// Padding.
-    pub reserved: u32,
+    /// 1: one q/k norm spans all heads of q (of k), and its gain is that wide; 0: each head has its own.
+    pub wide_norm: u32,
     /// eps of the q/k norm per member.
     pub eps: [f32; MAX_MEMBERS],
+    /// Per member, b of the factor `1 + b ln(1 + floor(position / q_length))` of q. 0: off.
+    pub q_beta: [f32; MAX_MEMBERS],
+    /// Positions until that factor grows, at least 1.
+    pub q_length: [u32; MAX_MEMBERS],
 }
 
 /// attention.
@@ -313,7 +317,7 @@ pub struct AttentionParams {
     pub window: [u32; MAX_MEMBERS],
 }
 
-/// matmul_add: `x += W y (+ bias)`.
+/// matmul_add: `x += scale * (W y (+ bias))`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
 pub struct MatmulAddParams {
@@ -323,8 +327,8 @@ pub struct MatmulAddParams {
     pub n_in: u32,
     /// Rows of W, width of x.
     pub n_out: u32,
-    /// Padding.
-    pub reserved: u32,
+    /// Factor of what is added. 1: none.
+    pub scale: f32,
 }
 
 /// norm_add: `x += rms_norm(y) * gain`.

@@ -13,6 +13,7 @@ mod jsonl;
 mod machine;
 mod open;
 mod output;
+mod progress;
 mod result;
 
 use crate::{Error, Result};

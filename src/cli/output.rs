@@ -54,6 +54,15 @@ pub(super) fn warn(text: &str) {
     to_stderr(&format!("warning: {text}"));
 }
 
+/// Whether standard error is a terminal that can redraw a line.
+pub(super) fn stderr_redraws() -> bool {
+    io::stderr().is_terminal() && !is_dumb_terminal()
+}
+
+fn is_dumb_terminal() -> bool {
+    std::env::var_os("TERM").is_some_and(|value| value == "dumb")
+}
+
 /// How marks are shown: colours on a terminal, unless NO_COLOR is set; plain characters elsewhere.
 #[derive(Clone, Copy)]
 pub(super) struct Style {
@@ -64,8 +73,7 @@ impl Style {
     /// The style of standard output.
     pub(super) fn of_stdout() -> Self {
         let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        let dumb = std::env::var_os("TERM").is_some_and(|value| value == "dumb");
-        Self { colour: io::stdout().is_terminal() && !refused && !dumb }
+        Self { colour: io::stdout().is_terminal() && !refused && !is_dumb_terminal() }
     }
 
     /// Text that stands out, in brackets where there is no colour.

@@ -89,7 +89,7 @@ pub fn forward<B: Backend>(
     );
     for (layer, plane) in stack.layers.iter().zip(&cache.planes) {
         let params =
-            NormMatmulParams { cap_in: cap, cap_out: cap, n_in: d_model, n_out: n_qkv, eps, softcap: 0.0, reserved: 0 };
+            NormMatmulParams { cap_in: cap, cap_out: cap, n_in: d_model, n_out: n_qkv, eps, softcap: 0.0, scale: 1.0 };
         let (gain, bias) = (Some(&layer.attention_gain), layer.qkv_bias.as_ref());
         backend.norm_matmul(
             pass,
@@ -103,10 +103,12 @@ pub fn forward<B: Backend>(
             n_kv_heads,
             head_dim,
             max_positions: stack.max_positions as u32,
-            reserved: 0,
+            wide_norm: 0,
             eps,
+            q_beta: [0.0; MAX_MEMBERS],
+            q_length: [1; MAX_MEMBERS],
         };
-        let rotary = &stack.rotary;
+        let rotary = Some(&stack.rotary);
         backend.rope_append(
             pass,
             RopeAppend { qkv, plane, places, page_table, rotary, q_gain, k_gain, extents, n_rows, params },
@@ -116,7 +118,7 @@ pub fn forward<B: Backend>(
         let params = AttentionParams { page, cap, n_heads, n_kv_heads, head_dim, scale, softcap: 0.0, window };
         let y = &work.attended;
         backend.attention(pass, Attention { y, qkv, plane, places, page_table, extents, n_rows, params });
-        let params = MatmulAddParams { cap, n_in: n_heads * head_dim, n_out: d_model, reserved: 0 };
+        let params = MatmulAddParams { cap, n_in: n_heads * head_dim, n_out: d_model, scale: 1.0 };
         let bias = layer.output_bias.as_ref();
         backend.matmul_add(pass, MatmulAdd { x, w: &layer.output, y, bias, extents, n_rows, params });
 
@@ -125,12 +127,12 @@ pub fn forward<B: Backend>(
         let params = NormGateUpParams { cap, n_in: d_model, n_out: d_ff, activation, eps };
         let (w_gate, w_up, gain) = (&layer.gate, &layer.up, Some(&layer.ffn_gain));
         backend.norm_gate_up(pass, NormGateUp { h, w_gate, w_up, x, gain, extents, n_rows, params });
-        let params = MatmulAddParams { cap, n_in: d_ff, n_out: d_model, reserved: 0 };
+        let params = MatmulAddParams { cap, n_in: d_ff, n_out: d_model, scale: 1.0 };
         backend.matmul_add(pass, MatmulAdd { x, w: &layer.down, y: h, bias: None, extents, n_rows, params });
     }
     if n_logits > 0 {
         let (cap_out, n_out) = (work.cap_logits as u32, stack.n_vocab as u32);
-        let params = NormMatmulParams { cap_in: cap, cap_out, n_in: d_model, n_out, eps, softcap: 0.0, reserved: 0 };
+        let params = NormMatmulParams { cap_in: cap, cap_out, n_in: d_model, n_out, eps, softcap: 0.0, scale: 1.0 };
         backend.norm_matmul(
             pass,
             NormMatmul {

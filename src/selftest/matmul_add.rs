@@ -11,10 +11,15 @@ use crate::backend::{Backend, MatmulAdd};
 pub(super) fn check<B: Backend, T: Backend>(check: &mut Check<'_, B, T>) -> Result<()> {
     for case in 0..N_CASES {
         let shape = Shape::of_case(case);
-        check.launch(&Case { shape, bias: shape.random.pick(2, &[false, true]) })?;
+        let [bias, scaled] = [2, 3].map(|axis| shape.random.pick(axis, &[false, true]));
+        check.launch(&Case { shape, bias, scale: if scaled { 0.22 } else { 1.0 } })?;
     }
     for dtype in Shape::DTYPES {
-        check.in_company(|rows| Case { shape: Shape::in_company(dtype, rows.start, rows.len()), bias: true })?;
+        check.in_company(|rows| Case {
+            shape: Shape::in_company(dtype, rows.start, rows.len()),
+            bias: true,
+            scale: 0.22,
+        })?;
     }
     Ok(())
 }
@@ -23,6 +28,7 @@ pub(super) fn check<B: Backend, T: Backend>(check: &mut Check<'_, B, T>) -> Resu
 struct Case {
     shape: Shape,
     bias: bool,
+    scale: f32,
 }
 
 struct Inputs {
@@ -54,7 +60,7 @@ impl Launch for Case {
         let bias = optional(backend, "bias", inputs.bias.as_ref())?;
         let extents = filled(backend, "extents", &rows.extents([0; 2]))?;
         let [cap, n_in, n_out] = [rows.cap, spec.n_cols, spec.n_rows].map(|n| n as u32);
-        let params = MatmulAddParams { cap, n_in, n_out, reserved: 0 };
+        let params = MatmulAddParams { cap, n_in, n_out, scale: self.scale };
         let (bias, n_rows) = (bias.as_ref(), rows.most());
         let mut pass = backend.begin();
         backend.matmul_add(&mut pass, MatmulAdd { x: &x, w: &w, y: &y, bias, extents: &extents, n_rows, params });
@@ -70,8 +76,9 @@ impl Launch for Case {
             let sum = Sum::dot(inputs.w.row(member, n), &y[index * n_in..][..n_in]);
             let x = f64::from(inputs.x[index * n_out + n]);
             let bias = inputs.bias.as_ref().map_or(0.0, |bias| f64::from(bias[member * n_out + n]));
-            let size = sum.size + x.abs() + bias.abs();
-            Want::Near { value: x + sum.value + bias, tolerance: sum_tolerance(n_in) * size }
+            let scale = f64::from(self.scale);
+            let size = scale * (sum.size + bias.abs()) + x.abs();
+            Want::Near { value: x + scale * (sum.value + bias), tolerance: sum_tolerance(n_in) * size }
         };
         vec![Shape::wants(&rows, n_out, element)]
     }

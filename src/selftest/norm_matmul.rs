@@ -16,7 +16,14 @@ pub(super) fn check<B: Backend, T: Backend>(check: &mut Check<'_, B, T>) -> Resu
         for gathered in [false, true] {
             check.in_company(|rows| {
                 let shape = Shape::in_company(dtype, rows.start, rows.len());
-                Case { shape, gain: true, bias: true, gathered: gathered.then_some(shape.rows), softcap: 0.0 }
+                Case {
+                    shape,
+                    gain: true,
+                    bias: true,
+                    gathered: gathered.then_some(shape.rows),
+                    softcap: 0.0,
+                    scale: 1.0,
+                }
             })?;
         }
     }
@@ -31,6 +38,7 @@ struct Case {
     /// The rows of y, where rows of x are gathered.
     gathered: Option<Rows>,
     softcap: f32,
+    scale: f32,
 }
 
 impl Case {
@@ -42,7 +50,14 @@ impl Case {
             let counts = rows.counts.map(|n| n.div_ceil(2));
             Rows::of(&counts[..rows.n_members], random.pick(5, &[0, 1]))
         });
-        Self { shape, gain, bias, gathered, softcap: random.pick(6, &[0.0, 0.0, 3.0]) }
+        Self {
+            shape,
+            gain,
+            bias,
+            gathered,
+            softcap: random.pick(6, &[0.0, 0.0, 3.0]),
+            scale: random.pick(7, &[1.0, 0.17]),
+        }
     }
 
     /// The rows of y.
@@ -95,7 +110,8 @@ impl Launch for Case {
         let n_logits = self.gathered.map_or([0; 2], |out| out.counts);
         let extents = filled(backend, "extents", &rows.extents(n_logits))?;
         let [cap_in, cap_out, n_in, n_out] = [rows.cap, out.cap, spec.n_cols, spec.n_rows].map(|n| n as u32);
-        let params = NormMatmulParams { cap_in, cap_out, n_in, n_out, eps: EPS, softcap: self.softcap, reserved: 0 };
+        let Case { softcap, scale, .. } = *self;
+        let params = NormMatmulParams { cap_in, cap_out, n_in, n_out, softcap, scale, eps: EPS };
         let op = NormMatmul {
             y: &y,
             w: &w,
@@ -126,7 +142,8 @@ impl Launch for Case {
             let Normed { gx, r } = &normed[member * rows.cap + self.source(member, row)];
             let sum = Sum::dot(inputs.w.row(member, n), gx);
             let bias = inputs.bias.as_ref().map_or(0.0, |bias| bias[member * spec.n_rows + n].into());
-            let (y, size) = (r * sum.value + bias, r * sum.size + bias.abs());
+            let scale = f64::from(self.scale);
+            let (y, size) = (scale * (r * sum.value + bias), scale * (r * sum.size + bias.abs()));
             // The sum, and with the norm half as much for r.
             let tolerance = 1.5 * sum_tolerance(n_in) * size;
             if softcap == 0.0 {

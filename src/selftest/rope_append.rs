@@ -15,15 +15,19 @@ pub(super) fn check<B: Backend, T: Backend>(check: &mut Check<'_, B, T>) -> Resu
     for case in 0..Pages::N_CASES {
         let (random, pages) = (Random { case }, Pages::of_case(case));
         let (rows, tokens) = pages.rows();
-        let [q_gain, k_gain] = [4, 5].map(|axis| random.pick(axis, &[false, true]));
-        check.launch(&Case { random, pages, rows, tokens, q_gain, k_gain })?;
+        let [q_gain, k_gain, wide, q_grows] = [4, 5, 6, 7].map(|axis| random.pick(axis, &[false, true]));
+        let rotary = random.pick(8, &[true, true, false]);
+        check.launch(&Case { random, pages, rows, tokens, q_gain, k_gain, wide, q_grows, rotary })?;
     }
     for (dtype, group, head_dim) in [(Dtype::F32, 1, 64), (Dtype::F16, 3, 24), (Dtype::Bf16, 3, 24)] {
-        check.in_company(|range| {
-            let pages = Pages::in_company(dtype, group, head_dim);
-            let (rows, tokens) = pages.company_rows(range.start, range.len());
-            Case { random: Random { case: u32::MAX }, pages, rows, tokens, q_gain: true, k_gain: true }
-        })?;
+        for wide in [false, true] {
+            check.in_company(|range| {
+                let pages = Pages::in_company(dtype, group, head_dim);
+                let (rows, tokens) = pages.company_rows(range.start, range.len());
+                let random = Random { case: u32::MAX };
+                Case { random, pages, rows, tokens, q_gain: true, k_gain: true, wide, q_grows: true, rotary: true }
+            })?;
+        }
     }
     Ok(())
 }
@@ -36,17 +40,37 @@ struct Case {
     tokens: Tokens,
     q_gain: bool,
     k_gain: bool,
+    /// One norm over all heads of q, and of k.
+    wide: bool,
+    /// q has a factor that grows with the position.
+    q_grows: bool,
+    rotary: bool,
 }
 
 struct Inputs {
     qkv: Vec<f32>,
     /// `[members][MAX_POSITIONS][head_dim / 2]` of (cos, sin).
-    rotary: Vec<[f32; 2]>,
+    rotary: Option<Vec<[f32; 2]>>,
     q_gain: Option<Vec<f32>>,
     k_gain: Option<Vec<f32>>,
 }
 
+/// Of the factor of q, per member: it has grown once and many times at the positions of the cases, and not yet.
+const Q_BETA: [f32; 2] = [0.1, 0.7];
+const Q_LENGTH: [u32; 2] = [64, 7];
+
 impl Case {
+    /// Elements that a norm of q and one of k span.
+    fn spans(&self) -> [usize; 2] {
+        let Pages { n_kv_heads, head_dim, .. } = self.pages;
+        if self.wide { [self.pages.n_heads(), n_kv_heads].map(|n| n * head_dim) } else { [head_dim; 2] }
+    }
+
+    fn q_factor(&self, member: usize, position: usize) -> f64 {
+        let steps = position / Q_LENGTH[member] as usize;
+        if self.q_grows { 1.0 + f64::from(Q_BETA[member]) * (1.0 + steps as f64).ln() } else { 1.0 }
+    }
+
     fn inputs(&self) -> Inputs {
         let (random, n_members, head_dim) = (self.random, self.rows.n_members, self.pages.head_dim);
         let angle = |member: usize, position: usize, pair: usize| {
@@ -64,28 +88,33 @@ impl Case {
         }
         Inputs {
             qkv: self.rows.numbers(random, Stream::Rows, self.pages.qkv_width()),
-            rotary,
-            q_gain: self.q_gain.then(|| random.gains(Stream::Gain, n_members, head_dim)),
-            k_gain: self.k_gain.then(|| random.gains(Stream::OtherGain, n_members, head_dim)),
+            rotary: self.rotary.then_some(rotary),
+            q_gain: self.q_gain.then(|| random.gains(Stream::Gain, n_members, self.spans()[0])),
+            k_gain: self.k_gain.then(|| random.gains(Stream::OtherGain, n_members, self.spans()[1])),
         }
     }
 
-    /// A head after norm and rotation.
-    fn rotated(&self, head: &[f32], gain: Option<&[f32]>, eps: f32, angles: &[[f32; 2]]) -> Vec<Want> {
-        let half = head.len() / 2;
-        let r = gain.map_or(1.0, |_| inverse_rms(head, eps));
+    /// The heads of `span` after their common norm, rotation, and times `factor`.
+    fn turned(&self, span: &[f32], gain: Option<&[f32]>, eps: f32, turn: (Option<&[[f32; 2]]>, f64)) -> Vec<Want> {
+        let r = gain.map_or(1.0, |_| inverse_rms(span, eps));
         let x: Vec<f64> =
-            (0..head.len()).map(|i| r * f64::from(head[i]) * gain.map_or(1.0, |gain| gain[i].into())).collect();
-        let near = |i: usize| {
-            let [cos, sin] = angles[i % half].map(f64::from);
-            // Pairs are (i, i + half): a cos - b sin, and b cos + a sin.
-            let (mine, other) = (x[i] * cos, if i < half { -x[i + half] * sin } else { x[i - half] * sin });
-            // The norm's factor is a sum over the head; the rotation's own roundings are among its 8 units.
-            let tolerance = sum_tolerance(head.len()) * (mine.abs() + other.abs());
-            Want::Near { value: mine + other, tolerance }
-        };
-        (0..head.len()).map(near).collect()
+            (0..span.len()).map(|i| r * f64::from(span[i]) * gain.map_or(1.0, |gain| gain[i].into())).collect();
+        x.chunks(self.pages.head_dim).flat_map(|head| rotated(head, turn, sum_tolerance(span.len()))).collect()
     }
+}
+
+/// A head after rotation by its angles, and times a factor.
+fn rotated(x: &[f64], (angles, factor): (Option<&[[f32; 2]]>, f64), tolerance: f64) -> Vec<Want> {
+    let half = x.len() / 2;
+    let near = |i: usize| {
+        let [cos, sin] = angles.map_or([1.0, 0.0], |angles| angles[i % half].map(f64::from));
+        // Pairs are (i, i + half): a cos - b sin, and b cos + a sin.
+        let (mine, other) = (x[i] * cos, if i < half { -x[i + half] * sin } else { x[i - half] * sin });
+        // The norm's factor is a sum over what it spans; the other roundings are among its 8 units.
+        let size = factor * (mine.abs() + other.abs());
+        Want::Near { value: factor * (mine + other), tolerance: tolerance * size }
+    };
+    (0..x.len()).map(near).collect()
 }
 
 /// Widens a tolerance by half a step of the type that the number is then rounded to.
@@ -106,7 +135,7 @@ impl Launch for Case {
         let plane = filled(backend, "plane", &pages.poison())?;
         let places = filled(backend, "places", &pages.places(&self.tokens))?;
         let page_table = filled(backend, "page table", &pages.table())?;
-        let rotary = filled(backend, "rotary", &inputs.rotary)?;
+        let rotary = optional(backend, "rotary", inputs.rotary.as_ref())?;
         let q_gain = optional(backend, "q gain", inputs.q_gain.as_ref())?;
         let k_gain = optional(backend, "k gain", inputs.k_gain.as_ref())?;
         let extents = filled(backend, "extents", &rows.extents([0; 2]))?;
@@ -118,12 +147,23 @@ impl Launch for Case {
             plane: &plane,
             places: &places,
             page_table: &page_table,
-            rotary: &rotary,
+            rotary: rotary.as_ref(),
             q_gain: q_gain.as_ref(),
             k_gain: k_gain.as_ref(),
             extents: &extents,
             n_rows: rows.most(),
-            params: RopeAppendParams { page, cap, n_heads, n_kv_heads, head_dim, max_positions, reserved: 0, eps: EPS },
+            params: RopeAppendParams {
+                page,
+                cap,
+                n_heads,
+                n_kv_heads,
+                head_dim,
+                max_positions,
+                wide_norm: self.wide.into(),
+                eps: EPS,
+                q_beta: if self.q_grows { Q_BETA } else { [0.0; 2] },
+                q_length: if self.q_grows { Q_LENGTH } else { [1; 2] },
+            },
         };
         let mut pass = backend.begin();
         backend.rope_append(&mut pass, op);
@@ -143,28 +183,27 @@ impl Launch for Case {
             let Some(Token { lane, position }) = *token else { continue };
             let member = index / rows.cap;
             let gain =
-                |gain: &'_ Option<Vec<f32>>| gain.as_ref().map(|gain| gain[member * head_dim..][..head_dim].to_vec());
-            let [q_gain, k_gain] = [gain(&inputs.q_gain), gain(&inputs.k_gain)];
-            let angles = &inputs.rotary[(member * MAX_POSITIONS + position) * head_dim / 2..][..head_dim / 2];
-            for (head, x) in inputs.qkv[index * width..][..width].chunks(head_dim).enumerate() {
-                let eps = EPS[member];
-                if head < pages.n_heads() {
-                    let at = index * width + head * head_dim;
-                    let q = self.rotated(x, q_gain.as_deref(), eps, angles);
-                    qkv[at..at + head_dim].copy_from_slice(&q);
-                    continue;
-                }
-                let (kv, kv_head) =
-                    ((head - pages.n_heads()) / pages.n_kv_heads, (head - pages.n_heads()) % pages.n_kv_heads);
-                let cells = &mut plane[pages.element(lane, position, kv, kv_head)..][..head_dim];
-                if kv == 0 {
-                    let k = self.rotated(x, k_gain.as_deref(), eps, angles);
-                    cells.iter_mut().zip(k).for_each(|(cell, k)| *cell = rounded(k, pages.dtype));
-                } else {
-                    let stored = store(pages.dtype, x).1;
-                    let bits = stored.chunks(pages.dtype.bytes()).map(little_endian);
-                    cells.iter_mut().zip(bits).for_each(|(cell, bits)| *cell = Want::Bits(bits));
-                }
+                |gain: &'_ Option<Vec<f32>>, span| gain.as_ref().map(|gain| gain[member * span..][..span].to_vec());
+            let [q_span, k_span] = self.spans();
+            let (q_gain, k_gain) = (gain(&inputs.q_gain, q_span), gain(&inputs.k_gain, k_span));
+            let first_angle = (member * MAX_POSITIONS + position) * head_dim / 2;
+            let angles = inputs.rotary.as_ref().map(|rotary| &rotary[first_angle..][..head_dim / 2]);
+            let (q, kv) = inputs.qkv[index * width..][..width].split_at(pages.n_heads() * head_dim);
+            let (k, v) = kv.split_at(pages.n_kv_heads * head_dim);
+            let turned = |heads: &[f32], span, gain: Option<&[f32]>, factor| {
+                let turn = |heads| self.turned(heads, gain, EPS[member], (angles, factor));
+                heads.chunks(span).flat_map(turn).collect::<Vec<_>>()
+            };
+            let q = turned(q, q_span, q_gain.as_deref(), self.q_factor(member, position));
+            qkv[index * width..][..q.len()].copy_from_slice(&q);
+            let k = turned(k, k_span, k_gain.as_deref(), 1.0);
+            for (kv_head, (k, v)) in k.chunks(head_dim).zip(v.chunks(head_dim)).enumerate() {
+                let cells = &mut plane[pages.element(lane, position, 0, kv_head)..][..head_dim];
+                cells.iter_mut().zip(k).for_each(|(cell, k)| *cell = rounded(*k, pages.dtype));
+                let stored = store(pages.dtype, v).1;
+                let bits = stored.chunks(pages.dtype.bytes()).map(little_endian);
+                let cells = &mut plane[pages.element(lane, position, 1, kv_head)..][..head_dim];
+                cells.iter_mut().zip(bits).for_each(|(cell, bits)| *cell = Want::Bits(bits));
             }
         }
         vec![qkv, plane]

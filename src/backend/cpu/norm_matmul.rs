@@ -6,7 +6,7 @@ use super::*;
 
 /// See [`NormMatmul`].
 pub(super) fn run(cpu: &Cpu, op: NormMatmul<'_, Cpu>) {
-    let NormMatmulParams { cap_in, cap_out, n_in, n_out, eps, softcap, .. } = op.params;
+    let NormMatmulParams { cap_in, cap_out, n_in, n_out, eps, softcap, scale } = op.params;
     let [cap_in, cap_out, n_in, n_out] = [cap_in, cap_out, n_in, n_out].map(|n| n as usize);
     let Scratch { inputs, factors, sums: [sums, _] } = &mut *cpu.scratch.borrow_mut();
     let (x, gain) = (op.x.view::<f32>(), op.gain.map(|gain| gain.view::<f32>()));
@@ -20,11 +20,11 @@ pub(super) fn run(cpu: &Cpu, op: NormMatmul<'_, Cpu>) {
     let (inputs, factors) = rows::prepare(cpu, (inputs, factors), (n_rows, n_in), gain, row);
     let sums = multiply(cpu, op.w, inputs, sums);
     let bias = op.bias.map(|bias| bias.view::<f32>());
-    let epilogue = Epilogue { sums, factors, cap: inputs.cap, bias: bias.as_deref(), softcap };
+    let epilogue = Epilogue { sums, factors, cap: inputs.cap, bias: bias.as_deref(), softcap, scale };
     rows::for_each_row(cpu, &mut op.y.view_mut(), [cap_out, n_out], n_rows, &epilogue);
 }
 
-/// `y = softcap(factor * sum + bias)`.
+/// `y = softcap(scale * (factor * sum + bias))`.
 struct Epilogue<'a> {
     sums: Sums<'a>,
     /// `[members][cap]`.
@@ -32,6 +32,7 @@ struct Epilogue<'a> {
     cap: usize,
     bias: Option<&'a [f32]>,
     softcap: f32,
+    scale: f32,
 }
 
 impl RowKernel for Epilogue<'_> {
@@ -45,6 +46,9 @@ impl RowKernel for Epilogue<'_> {
                     y.iter_mut().zip(sums).zip(bias).for_each(|((y, sum), bias)| *y = factor.mul_add(*sum, *bias));
                 }
                 None => y.iter_mut().zip(sums).for_each(|(y, sum)| *y = factor * sum),
+            }
+            if self.scale != 1.0 {
+                y.iter_mut().for_each(|y| *y *= self.scale);
             }
             if self.softcap != 0.0 {
                 y.iter_mut().for_each(|y| *y = self.softcap * (*y / self.softcap).tanh());

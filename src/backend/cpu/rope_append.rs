@@ -3,6 +3,7 @@
 use super::rows::InverseRms;
 use super::simd::Kernel;
 use super::*;
+use crate::backend::math::ln;
 use half::{bf16, f16};
 
 /// See [`RopeAppend`].
@@ -15,35 +16,41 @@ pub(super) fn run(cpu: &Cpu, op: RopeAppend<'_, Cpu>) {
 }
 
 fn append<T: Pod>(cpu: &Cpu, op: RopeAppend<'_, Cpu>, round: impl Fn(f32) -> T) {
-    let RopeAppendParams { page, cap, n_heads, n_kv_heads, head_dim, max_positions, eps, .. } = op.params;
+    let RopeAppendParams { page, cap, n_heads, n_kv_heads, head_dim, max_positions, wide_norm, eps, q_beta, q_length } =
+        op.params;
     let [cap, n_heads, n_kv_heads, head_dim] = [cap, n_heads, n_kv_heads, head_dim].map(|n| n as usize);
-    let width = (n_heads + 2 * n_kv_heads) * head_dim;
+    let [q_width, kv_width] = [n_heads, n_kv_heads].map(|n| n * head_dim);
+    let width = q_width + 2 * kv_width;
+    // What one norm spans.
+    let [q_span, k_span] = if wide_norm == 1 { [q_width, kv_width] } else { [head_dim; 2] };
     let (places, table) = (op.places.view::<Place>(), op.page_table.view::<u32>());
-    let rotary = op.rotary.view::<[f32; 2]>();
+    let rotary = op.rotary.map(|rotary| rotary.view::<[f32; 2]>());
     let [q_gain, k_gain] = [op.q_gain, op.k_gain].map(|gain| gain.map(|gain| gain.view::<f32>()));
     let (mut qkv, mut plane) = (op.qkv.view_mut::<f32>(), op.plane.view_mut::<T>());
-    let mut key = vec![0.0; head_dim];
+    let mut keys = vec![0.0; kv_width];
     // A member without rows may have no gains either.
     for (member, n_rows) in rows::n_rows(op.extents).into_iter().enumerate().filter(|&(_, n_rows)| n_rows > 0) {
-        let gain = |gain: &Option<Ref<[f32]>>| gain.as_ref().map(|gain| gain[member * head_dim..][..head_dim].to_vec());
-        let [q_gain, k_gain] = [gain(&q_gain), gain(&k_gain)];
+        let gain = |gain: &Option<Ref<[f32]>>, span| gain.as_ref().map(|gain| gain[member * span..][..span].to_vec());
+        let (q_gain, k_gain) = (gain(&q_gain, q_span), gain(&k_gain, k_span));
         for index in (member * cap..member * cap + n_rows).filter(|&index| places[index].live == 1) {
             let Place { table: first, position, .. } = places[index];
             assert!(position < max_positions, "a position has its row of the rotary table");
-            let angles = &rotary[(member * max_positions as usize + position as usize) * (head_dim / 2)..];
-            let row = &mut qkv[index * width..][..width];
-            let (q, kv) = row.split_at_mut(n_heads * head_dim);
-            let (k, v) = kv.split_at(n_kv_heads * head_dim);
-            for head in q.chunks_exact_mut(head_dim) {
-                cpu.isa.run(Rotate { head, gain: q_gain.as_deref(), eps: eps[member], angles });
-            }
+            let first_angle = (member * max_positions as usize + position as usize) * (head_dim / 2);
+            let angles = rotary.as_ref().map(|rotary| &rotary[first_angle..][..head_dim / 2]);
+            let eps = eps[member];
+            let (heads, kv) = qkv[index * width..][..width].split_at_mut(q_width);
+            let (k, v) = kv.split_at(kv_width);
+            // 1 exactly where beta is 0.
+            let q_factor = q_beta[member].mul_add(ln(1.0 + (position / q_length[member]) as f32), 1.0);
+            cpu.isa.run(Turn { heads, head_dim, gain: q_gain.as_deref(), eps, angles, factor: q_factor });
+            keys.copy_from_slice(k);
+            let heads = &mut keys[..];
+            cpu.isa.run(Turn { heads, head_dim, gain: k_gain.as_deref(), eps, angles, factor: 1.0 });
             let page_id = table[(first + position / page.page_tokens) as usize] as usize;
             let cells = Cells::new(&page, page_id, n_kv_heads, head_dim, size_of::<T>());
-            for (head, (k, v)) in k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim)).enumerate() {
-                key.copy_from_slice(k);
-                cpu.isa.run(Rotate { head: &mut key, gain: k_gain.as_deref(), eps: eps[member], angles });
+            for (head, (k, v)) in keys.chunks_exact(head_dim).zip(v.chunks_exact(head_dim)).enumerate() {
                 let at = cells.key(head, position % page.page_tokens);
-                plane[at..at + head_dim].iter_mut().zip(&key).for_each(|(cell, x)| *cell = round(*x));
+                plane[at..at + head_dim].iter_mut().zip(k).for_each(|(cell, x)| *cell = round(*x));
                 let at = cells.value(head, position % page.page_tokens);
                 plane[at..at + head_dim].iter_mut().zip(v).for_each(|(cell, x)| *cell = round(*x));
             }
@@ -51,27 +58,39 @@ fn append<T: Pod>(cpu: &Cpu, op: RopeAppend<'_, Cpu>, round: impl Fn(f32) -> T) 
     }
 }
 
-/// Norm where there is a gain, then the rotation of each pair (i, i + half).
-struct Rotate<'a> {
-    head: &'a mut [f32],
+/// Norm where there is a gain, over as many elements as the gain has; then the rotation of each pair (i, i + half) of a
+/// head, and a factor.
+struct Turn<'a> {
+    heads: &'a mut [f32],
+    head_dim: usize,
     gain: Option<&'a [f32]>,
     eps: f32,
-    angles: &'a [[f32; 2]],
+    angles: Option<&'a [[f32; 2]]>,
+    factor: f32,
 }
 
-impl Kernel for Rotate<'_> {
+impl Kernel for Turn<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        let Rotate { head, gain, eps, angles } = self;
+        let Turn { heads, head_dim, gain, eps, angles, factor } = self;
         if let Some(gain) = gain {
-            let factor = InverseRms { x: head, eps }.run();
-            head.iter_mut().zip(gain).for_each(|(x, gain)| *x = factor * *x * gain);
+            for span in heads.chunks_exact_mut(gain.len()) {
+                let norm = InverseRms { x: span, eps }.run();
+                span.iter_mut().zip(gain).for_each(|(x, gain)| *x = norm * *x * gain);
+            }
         }
-        let (first, second) = head.split_at_mut(head.len() / 2);
-        for ((a, b), [cos, sin]) in first.iter_mut().zip(second).zip(angles) {
-            (*a, *b) = (a.mul_add(*cos, -(*b * sin)), b.mul_add(*cos, *a * sin));
+        if let Some(angles) = angles {
+            for head in heads.chunks_exact_mut(head_dim) {
+                let (first, second) = head.split_at_mut(head_dim / 2);
+                for ((a, b), [cos, sin]) in first.iter_mut().zip(second).zip(angles) {
+                    (*a, *b) = (a.mul_add(*cos, -(*b * sin)), b.mul_add(*cos, *a * sin));
+                }
+            }
+        }
+        if factor != 1.0 {
+            heads.iter_mut().for_each(|x| *x *= factor);
         }
     }
 }

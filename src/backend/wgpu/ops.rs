@@ -45,15 +45,17 @@ impl Wgpu {
         check_rows(n_rows, params.cap);
         check_heads(params.n_heads, params.n_kv_heads, params.head_dim);
         let constants = format!(
-            "const KV_DTYPE = {}u;\nconst HAS_Q_GAIN = {};\nconst HAS_K_GAIN = {};\n",
+            "const KV_DTYPE = {}u;\nconst HAS_ROTARY = {};\nconst HAS_Q_GAIN = {};\nconst HAS_K_GAIN = {};\n",
             params.page.dtype,
+            rotary.is_some(),
             q_gain.is_some(),
             k_gain.is_some()
         );
         let variant = Variant { constants, parts: vec![Shared::Page] };
-        let [q_gain, k_gain] = [q_gain, k_gain].map(|buf| buf.unwrap_or(&self.nothing));
+        let [rotary, q_gain, k_gain] = [rotary, q_gain, k_gain].map(|buf| buf.unwrap_or(&self.nothing));
         let buffers = [qkv, plane, places, page_table, rotary, q_gain, k_gain, extents];
-        let grid = [params.n_heads + 2 * params.n_kv_heads, n_rows, MEMBERS];
+        let heads_of_q_and_k = if params.wide_norm == 0 { params.n_heads + params.n_kv_heads } else { 2 };
+        let grid = [heads_of_q_and_k + params.n_kv_heads, n_rows, MEMBERS];
         self.dispatch(pass, &ROPE_APPEND, &variant, &buffers, &[bytes_of(&params)], grid);
     }
 

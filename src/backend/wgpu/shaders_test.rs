@@ -29,10 +29,11 @@ fn layouts() -> Vec<Layout> {
         layout!(PageParams: page_words, page_tokens, dtype, max_pages),
         layout!(Part: first, n_rows, offset, stride, second_offset, second_stride),
         layout!(EmbedParams: cap, d_model, max_pages, reserved, scale),
-        layout!(NormMatmulParams: cap_in, cap_out, n_in, n_out, eps, softcap, reserved),
-        layout!(RopeAppendParams: page, cap, n_heads, n_kv_heads, head_dim, max_positions, reserved, eps),
+        layout!(NormMatmulParams: cap_in, cap_out, n_in, n_out, eps, softcap, scale),
+        layout!(RopeAppendParams: page, cap, n_heads, n_kv_heads, head_dim, max_positions, wide_norm, eps, q_beta,
+            q_length),
         layout!(AttentionParams: page, cap, n_heads, n_kv_heads, head_dim, scale, softcap, window),
-        layout!(MatmulAddParams: cap, n_in, n_out, reserved),
+        layout!(MatmulAddParams: cap, n_in, n_out, scale),
         layout!(NormAddParams: cap, d_model, eps),
         layout!(NormGateUpParams: cap, n_in, n_out, activation, eps),
         layout!(CombineSampleParams: n_ids, mask_words, has_counts),
@@ -61,7 +62,8 @@ fn variants(stem: &Stem) -> Vec<Variant> {
                 variants.push(Variant { constants, parts: vec![Shared::Octet] });
             }
             "rope_append" | "attention" => {
-                let names: &[&str] = if stem.name == "attention" { &[] } else { &["HAS_Q_GAIN", "HAS_K_GAIN"] };
+                let names: &[&str] =
+                    if stem.name == "attention" { &[] } else { &["HAS_ROTARY", "HAS_Q_GAIN", "HAS_K_GAIN"] };
                 for constants in flags(format!("const KV_DTYPE = {dtype}u;\n"), names) {
                     variants.push(Variant { constants, parts: vec![Shared::Page] });
                 }
