@@ -5,7 +5,7 @@
 
 use bytemuck::{Pod, Zeroable};
 use proxytune::Result;
-use proxytune::backend::cpu::Cpu;
+use proxytune::backend::cpu::{Cpu, ReadRate};
 use proxytune::backend::params::*;
 use proxytune::backend::wgpu::{Options, Wgpu};
 use proxytune::backend::*;
@@ -46,7 +46,7 @@ const PASSES: usize = 3;
 fn main() -> Result<()> {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     let runs = |name: &str| wanted.is_empty() || wanted.iter().any(|arg| arg == name);
-    let read_rate = read_rate();
+    let read_rate = ReadRate::new(None).measure(8);
     println!("memory read by all threads: {:.1} GB/s", read_rate / 1e9);
     if runs("cpu") {
         bench(&Cpu::new(None)?, read_rate)?;
@@ -55,26 +55,6 @@ fn main() -> Result<()> {
         bench(&Wgpu::open(&Options { software: true, ..Options::default() })?, read_rate)?;
     }
     Ok(())
-}
-
-/// Bytes per second that all threads read together from a buffer that no cache holds: the best of some runs.
-fn read_rate() -> f64 {
-    let words = vec![1u64; (512 << 20) / size_of::<u64>()];
-    let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let sum = |part: &[u64]| part.iter().copied().fold(0, u64::wrapping_add);
-    let sum_all = || {
-        std::thread::scope(|scope| {
-            let parts = words.chunks(words.len().div_ceil(n_threads));
-            let threads: Vec<_> = parts.map(|part| scope.spawn(move || sum(part))).collect();
-            threads.into_iter().map(|thread| thread.join().expect("a sum does not fail")).sum::<u64>()
-        })
-    };
-    let seconds = |_| {
-        let start = Instant::now();
-        assert_eq!(sum_all(), words.len() as u64);
-        start.elapsed().as_secs_f64()
-    };
-    size_of_val(&words[..]) as f64 / (0..8).map(seconds).fold(f64::INFINITY, f64::min)
 }
 
 fn bench<B: Backend>(backend: &B, read_rate: f64) -> Result<()> {

@@ -28,6 +28,20 @@ pub enum Error {
         /// What is wrong.
         message: String,
     },
+    /// A model of the hub that cannot be fetched.
+    #[error("{repo} at {revision}{}{}: {message}", OfFile(.file), OfStatus(.status))]
+    Hub {
+        /// `org/name`.
+        repo: String,
+        /// Branch, tag or commit.
+        revision: String,
+        /// The file of the repository, where it is about one.
+        file: Option<String>,
+        /// The HTTP status, where there was an answer.
+        status: Option<u16>,
+        /// What is wrong and what to do.
+        message: String,
+    },
     /// A field of a JSON file of a model that is missing, of the wrong kind or out of range.
     #[error("{}: field `{field}`: {message}", Escaped(.path))]
     Config {
@@ -105,7 +119,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Argument { .. } => 2,
-            Error::File { .. } | Error::Config { .. } | Error::Tensor { .. } => 3,
+            Error::File { .. } | Error::Hub { .. } | Error::Config { .. } | Error::Tensor { .. } => 3,
             Error::Vocabulary { .. } => 4,
             Error::Device { .. } | Error::Memory { .. } => 5,
             Error::Numeric { .. } | Error::Io { .. } | Error::Partial { .. } => 6,
@@ -118,7 +132,7 @@ impl Error {
     pub fn kind(&self) -> &'static str {
         match self {
             Error::Argument { .. } => "invalid_request_error",
-            Error::File { .. } | Error::Config { .. } | Error::Tensor { .. } => "model_error",
+            Error::File { .. } | Error::Hub { .. } | Error::Config { .. } | Error::Tensor { .. } => "model_error",
             Error::Vocabulary { .. } => "vocabulary_error",
             Error::Device { .. } => "device_error",
             Error::Memory { .. } => "memory_error",
@@ -180,6 +194,22 @@ impl fmt::Display for Escaped<'_> {
         let quoted = format!("{:?}", self.0);
         let plain = &quoted[1..quoted.len() - 1];
         f.write_str(if plain == self.0.to_string_lossy() { plain } else { &quoted })
+    }
+}
+
+struct OfFile<'a>(&'a Option<String>);
+
+impl fmt::Display for OfFile<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_ref().map_or(Ok(()), |file| write!(f, ", {}", file.escape_debug()))
+    }
+}
+
+struct OfStatus<'a>(&'a Option<u16>);
+
+impl fmt::Display for OfStatus<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |status| write!(f, ": HTTP {status}"))
     }
 }
 

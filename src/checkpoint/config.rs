@@ -3,8 +3,10 @@
 //! Anything the graph would compute differently from transformers is refused by name here. A field that cannot change a
 //! logit is not looked at.
 
+use super::family::{Bias, Described, Facts, Family, Norms, QkNorm, described};
 use super::fields::Fields;
-use super::rope::Rope;
+use super::layers::{LayerKind, layers};
+use super::rope::QGrowth;
 use super::shards::foreign_weights;
 use super::source::Source;
 use crate::backend::params::{MAX_HEAD_DIM, MAX_VOCAB};
@@ -22,21 +24,13 @@ const MAX_POSITIONS: usize = 1 << 24;
 /// The kernels read weights in chunks of 16 bytes, eight 16-bit elements.
 const CHUNK: usize = 8;
 
-/// The model families that are read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Family {
-    /// `LlamaForCausalLM`.
-    Llama,
-    /// `Qwen2ForCausalLM`, which is Qwen2.5 as well.
-    Qwen2,
-}
-
 /// All that the graph needs to know of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
     /// Which family's tensor names and defaults hold.
     pub family: Family,
+    /// Whether these are the settings of the text part of a model that also sees.
+    pub nested: bool,
     /// Transformer layers.
     pub n_layers: usize,
     /// Width of the residual stream.
@@ -53,8 +47,20 @@ pub struct ModelConfig {
     pub n_vocab: usize,
     /// Epsilon of every RMS norm.
     pub norm_eps: f32,
-    /// Rotary positions.
-    pub rope: Rope,
+    /// Where a layer has norms.
+    pub norms: Norms,
+    /// Norms of q and k.
+    pub qk_norm: QkNorm,
+    /// Whether gains are stored less 1.
+    pub gains_less_one: bool,
+    /// What differs from layer to layer; `n_layers` of them.
+    pub layers: Vec<LayerKind>,
+    /// Factor of q that grows with the position.
+    pub q_growth: Option<QGrowth>,
+    /// Factor of the embedding.
+    pub embedding_scale: f32,
+    /// Factors and soft caps.
+    pub scales: Scales,
     /// Whether the q, k and v projections have a bias.
     pub qkv_bias: bool,
     /// Whether the attention's output projection has a bias.
@@ -75,46 +81,71 @@ pub struct ModelConfig {
     pub warnings: Vec<String>,
 }
 
+/// Factors and soft caps of a model's numbers, the same in every layer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scales {
+    /// Of the dot products of attention.
+    pub attention: f32,
+    /// Of what a block adds.
+    pub residual: f32,
+    /// Of the logits.
+    pub logits: f32,
+    /// `c * tanh(s / c)` on the scores of attention. 0: off.
+    pub attention_softcap: f32,
+    /// The same on the logits.
+    pub logits_softcap: f32,
+}
+
 impl ModelConfig {
     /// Reads config.json of `source`.
     pub fn read(source: &Source) -> Result<Self> {
         let Some(fields) = Fields::read(source, FILE)? else {
             // A directory of another format has none: better say so.
-            let message = foreign_weights(source)?.map_or(String::new(), |message| format!(", and it {message}"));
+            let message =
+                foreign_weights(&source.names()?).map_or(String::new(), |message| format!(", and it {message}"));
             return Err(Error::file(source.root(), format!("no {FILE}{message}")));
         };
-        let family = family(&fields)?;
-        refuse_unsupported(&fields, family)?;
+        let Described { facts, text } = described(&fields)?;
+        let nested = text.is_some();
+        let outer = &fields;
+        let fields = text.as_ref().unwrap_or(outer);
+        refuse_unsupported(outer, facts.family)?;
+        refuse_unsupported(fields, facts.family)?;
         let n_layers = fields.required_count("num_hidden_layers", MAX_LAYERS)?;
-        let d_model = multiple_of_chunk(&fields, "hidden_size", MAX_WIDTH)?;
-        let n_heads = fields.required_count("num_attention_heads", MAX_HEADS)?;
-        let llama = family == Family::Llama;
-        let default_positions = if llama { 2_048 } else { 32_768 };
-        let max_positions = fields.count("max_position_embeddings", MAX_POSITIONS)?.unwrap_or(default_positions);
-        refuse_window(&fields, n_layers, max_positions)?;
-        let attention_bias = llama && fields.flag("attention_bias")?.unwrap_or(false);
-        let mut warnings = warnings(&fields);
-        let dtype = dtype(&fields, &mut warnings)?;
-        let eos_ids = fields.ids("eos_token_id")?;
+        let d_model = multiple_of_chunk(fields, "hidden_size", MAX_WIDTH)?;
+        let n_heads = size(fields, "num_attention_heads", MAX_HEADS, facts.sizes[0])?;
+        let head_dim = head_dim(fields, facts, d_model, n_heads)?;
+        let max_positions = fields.count("max_position_embeddings", MAX_POSITIONS)?.unwrap_or(facts.max_positions);
+        let layers = layers(fields, facts, n_layers, max_positions)?;
+        let biased = facts.bias == Bias::Asked && fields.flag("attention_bias")?.unwrap_or(false);
+        let q_grows = facts.family == Family::Ministral3;
+        let mut warnings = warnings(outer);
         Ok(ModelConfig {
-            family,
+            family: facts.family,
+            nested,
             n_layers,
             d_model,
             n_heads,
-            n_kv_heads: kv_heads(&fields, n_heads)?,
-            head_dim: head_dim(&fields, d_model, n_heads)?,
-            d_ff: multiple_of_chunk(&fields, "intermediate_size", MAX_FF)?,
-            n_vocab: fields.required_count("vocab_size", MAX_VOCAB)?,
-            norm_eps: norm_eps(&fields)?,
-            rope: Rope::from_config(&fields, max_positions)?,
-            qkv_bias: !llama || attention_bias,
-            o_bias: attention_bias,
-            tied: fields.flag("tie_word_embeddings")?.unwrap_or(false),
-            activation: activation(&fields)?,
+            n_kv_heads: kv_heads(fields, facts, n_heads)?,
+            head_dim,
+            d_ff: multiple_of_chunk(fields, "intermediate_size", MAX_FF)?,
+            n_vocab: size(fields, "vocab_size", MAX_VOCAB, facts.sizes[1])?,
+            norm_eps: norm_eps(fields, facts)?,
+            norms: facts.norms,
+            qk_norm: facts.qk_norm,
+            gains_less_one: facts.gains_less_one,
+            q_growth: q_grows.then(|| QGrowth::read(fields, layers[0].rope)).transpose()?,
+            layers,
+            embedding_scale: embedding_scale(fields, facts.family, d_model)?,
+            scales: scales(fields, facts.family, head_dim)?,
+            qkv_bias: facts.bias == Bias::Qkv || biased,
+            o_bias: biased,
+            tied: outer.flag("tie_word_embeddings")?.unwrap_or(nested || facts.tied),
+            activation: activation(fields, facts.family)?,
             max_positions,
-            dtype,
-            bos_id: fields.ids("bos_token_id")?.first().copied(),
-            eos_ids,
+            dtype: dtype(outer, fields, &mut warnings)?,
+            bos_id: ids(outer, fields, "bos_token_id")?.first().copied(),
+            eos_ids: ids(outer, fields, "eos_token_id")?,
             warnings,
         })
     }
@@ -122,37 +153,6 @@ impl ModelConfig {
     /// Query heads that share one key and value head.
     pub fn group_size(&self) -> usize {
         self.n_heads / self.n_kv_heads
-    }
-}
-
-/// `architectures` and `model_type` say the same thing twice; where both are there they must agree.
-fn family(fields: &Fields) -> Result<Family> {
-    const ACCEPTED: &str = "accepted are llama (LlamaForCausalLM) and qwen2 (Qwen2ForCausalLM)";
-    let architecture = match fields.get("architectures") {
-        None => None,
-        Some(value) => match value.as_array().map(Vec::as_slice) {
-            Some([one]) if one.is_string() => one.as_str(),
-            _ => return Err(fields.error("architectures", "must be a list of one string")),
-        },
-    };
-    let by_architecture = match architecture {
-        None => None,
-        Some("LlamaForCausalLM") => Some(Family::Llama),
-        Some("Qwen2ForCausalLM") => Some(Family::Qwen2),
-        Some(other) => return Err(fields.error("architectures", format!("{other:?} is not supported; {ACCEPTED}"))),
-    };
-    let by_type = match fields.text("model_type")? {
-        None => None,
-        Some("llama") => Some(Family::Llama),
-        Some("qwen2") => Some(Family::Qwen2),
-        Some(other) => return Err(fields.error("model_type", format!("{other:?} is not supported; {ACCEPTED}"))),
-    };
-    match (by_architecture, by_type) {
-        (Some(a), Some(b)) if a != b => {
-            Err(fields.error("model_type", format!("does not fit the architecture {}", architecture.unwrap_or("?"))))
-        }
-        (Some(family), _) | (None, Some(family)) => Ok(family),
-        (None, None) => Err(fields.error("model_type", format!("missing; {ACCEPTED}"))),
     }
 }
 
@@ -176,30 +176,20 @@ fn refuse_unsupported(fields: &Fields, family: Family) -> Result<()> {
     if fields.flag("is_encoder_decoder")? == Some(true) {
         return Err(fields.error("is_encoder_decoder", "true is not supported"));
     }
+    if fields.flag("use_bidirectional_attention")? == Some(true) {
+        return Err(fields.error("use_bidirectional_attention", "true is not supported"));
+    }
     if fields.number("partial_rotary_factor")?.is_some_and(|x| x != 1.0) {
         return Err(fields.error("partial_rotary_factor", "other than 1 is not supported"));
     }
     Ok(())
 }
 
-/// A sliding window is refused where it would hide a position from any layer.
-fn refuse_window(fields: &Fields, n_layers: usize, max_positions: usize) -> Result<()> {
-    let window = fields.count("sliding_window", usize::MAX)?.unwrap_or(4_096);
-    if window >= max_positions {
-        return Ok(());
+fn size(fields: &Fields, name: &str, max: usize, default: Option<usize>) -> Result<usize> {
+    match default {
+        Some(default) => Ok(fields.count(name, max)?.unwrap_or(default)),
+        None => fields.required_count(name, max),
     }
-    let on = fields.flag("use_sliding_window")?.unwrap_or(false);
-    if let Some(types) = fields.get("layer_types") {
-        let full = |t: &serde_json::Value| t.as_str() == Some("full_attention");
-        let all_full = types.as_array().is_some_and(|types| types.iter().all(full));
-        return if all_full { Ok(()) } else { Err(fields.error("layer_types", "only full_attention is supported")) };
-    }
-    // 0 is a legal count here, and means every layer.
-    let first = fields.get("max_window_layers").and_then(serde_json::Value::as_u64).unwrap_or(28);
-    if on && first < n_layers as u64 {
-        return Err(fields.error("use_sliding_window", "true is not supported"));
-    }
-    Ok(())
 }
 
 fn multiple_of_chunk(fields: &Fields, name: &str, max: usize) -> Result<usize> {
@@ -207,16 +197,18 @@ fn multiple_of_chunk(fields: &Fields, name: &str, max: usize) -> Result<usize> {
     if n.is_multiple_of(CHUNK) { Ok(n) } else { Err(fields.error(name, format!("{n}, must be a multiple of {CHUNK}"))) }
 }
 
-fn kv_heads(fields: &Fields, n_heads: usize) -> Result<usize> {
-    let n = fields.count("num_key_value_heads", MAX_HEADS)?.unwrap_or(n_heads);
+fn kv_heads(fields: &Fields, facts: &Facts, n_heads: usize) -> Result<usize> {
+    let unsaid = facts.n_kv_heads.filter(|_| !fields.is_null("num_key_value_heads")).unwrap_or(n_heads);
+    let n = fields.count("num_key_value_heads", MAX_HEADS)?.unwrap_or(unsaid);
     if n_heads.is_multiple_of(n) {
         return Ok(n);
     }
     Err(fields.error("num_key_value_heads", format!("{n} does not divide the {n_heads} attention heads")))
 }
 
-fn head_dim(fields: &Fields, d_model: usize, n_heads: usize) -> Result<usize> {
-    let named = fields.count("head_dim", MAX_HEAD_DIM)?;
+fn head_dim(fields: &Fields, facts: &Facts, d_model: usize, n_heads: usize) -> Result<usize> {
+    let unsaid = facts.head_dim.filter(|_| !fields.is_null("head_dim"));
+    let named = fields.count("head_dim", MAX_HEAD_DIM)?.or(unsaid);
     if named.is_none() && !d_model.is_multiple_of(n_heads) {
         let message = format!("{n_heads} does not divide hidden_size {d_model}, and there is no head_dim");
         return Err(fields.error("num_attention_heads", message));
@@ -228,8 +220,8 @@ fn head_dim(fields: &Fields, d_model: usize, n_heads: usize) -> Result<usize> {
     Err(fields.error("head_dim", format!("{n}, must be a multiple of {CHUNK} up to {MAX_HEAD_DIM}")))
 }
 
-fn norm_eps(fields: &Fields) -> Result<f32> {
-    let eps = fields.positive("rms_norm_eps")?.unwrap_or(1e-6);
+fn norm_eps(fields: &Fields, facts: &Facts) -> Result<f32> {
+    let eps = fields.positive("rms_norm_eps")?.unwrap_or(facts.norm_eps);
     // Below f32's normal range it would be zero on hardware that flushes.
     if eps < 1.0 && eps as f32 >= f32::MIN_POSITIVE {
         return Ok(eps as f32);
@@ -237,19 +229,84 @@ fn norm_eps(fields: &Fields) -> Result<f32> {
     Err(fields.error("rms_norm_eps", format!("{eps}, must be above 0 and below 1")))
 }
 
-fn activation(fields: &Fields) -> Result<Activation> {
-    match fields.text("hidden_act")? {
+fn activation(fields: &Fields, family: Family) -> Result<Activation> {
+    let (field, unsaid) = match family {
+        Family::Gemma2 | Family::Gemma3 => ("hidden_activation", Activation::GeluTanh),
+        _ => ("hidden_act", Activation::Silu),
+    };
+    match fields.text(field)? {
+        None => Ok(unsaid),
         // transformers knows SiLU by both names.
-        None | Some("silu" | "swish") => Ok(Activation::Silu),
-        Some(other) => Err(fields.error("hidden_act", format!("{other:?} is not supported, only silu"))),
+        Some("silu" | "swish") => Ok(Activation::Silu),
+        Some("gelu_pytorch_tanh") => Ok(Activation::GeluTanh),
+        Some(other) => Err(fields.error(field, format!("{other:?} is not supported, only silu and gelu_pytorch_tanh"))),
     }
 }
 
-fn dtype(fields: &Fields, warnings: &mut Vec<String>) -> Result<Option<Dtype>> {
-    let name = match fields.text("dtype")? {
-        Some(name) => Some(name),
-        None => fields.text("torch_dtype")?,
+/// A number that others are multiplied or divided by, far within f32.
+fn multiplier(fields: &Fields, name: &str) -> Result<Option<f32>> {
+    match fields.positive(name)? {
+        Some(x) if !(1e-6..=1e6).contains(&x) => {
+            Err(fields.error(name, format!("{x}, must be from 0.000001 to 1000000")))
+        }
+        other => Ok(other.map(|x| x as f32)),
+    }
+}
+
+fn embedding_scale(fields: &Fields, family: Family, d_model: usize) -> Result<f32> {
+    Ok(match family {
+        Family::Granite => multiplier(fields, "embedding_multiplier")?.unwrap_or(1.0),
+        // transformers rounds it to the type that it computes in: f32 here.
+        Family::Gemma2 | Family::Gemma3 => (d_model as f64).sqrt() as f32,
+        _ => 1.0,
+    })
+}
+
+fn scales(fields: &Fields, family: Family, head_dim: usize) -> Result<Scales> {
+    let or_one = |name: &str| Ok(multiplier(fields, name)?.unwrap_or(1.0));
+    let softcap = |name: &str, unsaid: f32| match fields.is_null(name) {
+        true => Ok(0.0),
+        false => Ok(multiplier(fields, name)?.unwrap_or(unsaid)),
     };
+    let plain = Scales {
+        attention: 1.0 / (head_dim as f32).sqrt(),
+        residual: 1.0,
+        logits: 1.0,
+        attention_softcap: 0.0,
+        logits_softcap: 0.0,
+    };
+    Ok(match family {
+        Family::Granite => Scales {
+            attention: or_one("attention_multiplier")?,
+            residual: or_one("residual_multiplier")?,
+            logits: 1.0 / or_one("logits_scaling")?,
+            ..plain
+        },
+        Family::Gemma2 | Family::Gemma3 => {
+            let is_2 = family == Family::Gemma2;
+            Scales {
+                attention: 1.0 / multiplier(fields, "query_pre_attn_scalar")?.unwrap_or(256.0).sqrt(),
+                // Gemma 3 has the field too, and transformers does not apply it.
+                attention_softcap: if is_2 { softcap("attn_logit_softcapping", 50.0)? } else { 0.0 },
+                logits_softcap: softcap("final_logit_softcapping", if is_2 { 30.0 } else { 0.0 })?,
+                ..plain
+            }
+        }
+        _ => plain,
+    })
+}
+
+/// Of the whole, or of the text part.
+fn ids(outer: &Fields, text: &Fields, name: &str) -> Result<Vec<u32>> {
+    let ids = outer.ids(name)?;
+    if ids.is_empty() { text.ids(name) } else { Ok(ids) }
+}
+
+fn dtype(outer: &Fields, text: &Fields, warnings: &mut Vec<String>) -> Result<Option<Dtype>> {
+    let mut name = None;
+    for (fields, field) in [(outer, "dtype"), (outer, "torch_dtype"), (text, "dtype"), (text, "torch_dtype")] {
+        name = name.or(fields.text(field)?);
+    }
     Ok(match name.map(|name| name.strip_prefix("torch.").unwrap_or(name)) {
         None => None,
         Some("float32") => Some(Dtype::F32),

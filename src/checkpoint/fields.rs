@@ -33,6 +33,11 @@ impl Fields {
         self.object.get(name).filter(|v| !v.is_null())
     }
 
+    /// Whether `name` is there and null, which is not the same as absent where a default would hold.
+    pub(crate) fn is_null(&self, name: &str) -> bool {
+        self.object.get(name).is_some_and(Value::is_null)
+    }
+
     /// The [`Error::Config`] of field `name`.
     pub(crate) fn error(&self, name: &str, message: impl Display) -> Error {
         Error::config(&self.path, format!("{}{name}", self.prefix), message)
@@ -56,6 +61,14 @@ impl Fields {
         match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
             Some(n) if (1..=max).contains(&n) => Ok(Some(n)),
             _ => Err(self.error(name, format!("{}, must be a whole number from 1 to {max}", short(value)))),
+        }
+    }
+
+    /// As [`Fields::count`], or 0.
+    pub(crate) fn whole(&self, name: &str, max: usize) -> Result<Option<usize>> {
+        match self.get(name) {
+            Some(value) if value.as_u64() == Some(0) => Ok(Some(0)),
+            _ => self.count(name, max),
         }
     }
 

@@ -4,19 +4,28 @@
 //! template are read by [`crate::text`] from the same [`Source`].
 
 mod config;
+mod family;
 mod fields;
 mod generation;
+pub mod hub;
+mod layers;
 mod layout;
+mod made;
 mod rope;
 mod safetensors;
+pub mod shapes;
 mod shards;
 mod source;
 
 pub use crate::backend::{Activation, Dtype};
-pub use config::{Family, ModelConfig};
+pub use config::{ModelConfig, Scales};
+pub use family::{Family, Norms, QkNorm};
 pub(crate) use fields::Fields;
 pub use generation::GenerationConfig;
-pub use rope::{Rope, RopeScaling};
+pub use layers::LayerKind;
+pub(crate) use layout::{EMBEDDING, HEAD, NormNames};
+pub use made::Made;
+pub use rope::{QGrowth, Rope, RopeScaling};
 pub use source::{Blob, Identity, Source, same_files};
 
 use crate::{Error, Result};
@@ -30,7 +39,7 @@ const MAX_LISTED: usize = 10;
 /// An open model whose tensors are exactly those that its configuration asks for.
 #[derive(Debug)]
 pub struct Checkpoint {
-    /// The directory, for messages.
+    /// The directory, or `org/name@1a2b3c4` for a model of the hub's cache; for messages.
     pub name: String,
     /// config.json.
     pub config: ModelConfig,
@@ -60,14 +69,22 @@ impl Checkpoint {
     pub fn open(source: Source) -> Result<Self> {
         // First, so that a path that is not a directory says so rather than "no config.json".
         source.identity()?;
-        let config = ModelConfig::read(&source)?;
+        let mut config = ModelConfig::read(&source)?;
         let generation = GenerationConfig::read(&source)?;
-        let shards = Shards::open(&source)?;
+        let mut shards = Shards::open(&source)?;
+        if config.nested {
+            keep_text(&source, &mut config, &mut shards)?;
+        }
+        if config.tied && has_head_of_its_own(&shards)? {
+            config.tied = false;
+            config.warnings.push("config.json ties the LM head to the embedding, but the files hold another".into());
+        }
         check_layout(&source, &config, &shards)?;
         let kept = shards.tensors.into_iter().filter(|(name, _)| !layout::is_known_extra(&config, name));
         let tensors = kept.map(|(name, stored)| Ok((name, tensor_info(&shards.files, stored)?)));
         let tensors = tensors.collect::<Result<_>>()?;
-        let name = source.root().display().to_string();
+        let root = source.root();
+        let name = hub::snapshot_name(&root).unwrap_or_else(|| root.display().to_string());
         Ok(Checkpoint { name, config, generation, source, files: shards.files, tensors })
     }
 
@@ -115,6 +132,46 @@ fn tensor_info(files: &[Blob], stored: Stored) -> Result<TensorInfo> {
         }
     };
     Ok(TensorInfo { dtype, shape: entry.shape, n_bytes: entry.n_bytes, shard, offset: entry.offset })
+}
+
+/// Leaves the tensors of the text part, by the names that they have in a model of text alone.
+fn keep_text(source: &Source, config: &mut ModelConfig, shards: &mut Shards) -> Result<()> {
+    let mut n_others = 0;
+    for (stored, tensor) in std::mem::take(&mut shards.tensors) {
+        match layout::text_name(&stored) {
+            None => n_others += 1,
+            Some(name) if shards.tensors.contains_key(&name) => {
+                return Err(Error::tensor(source.root(), stored, format!("is there as {name:?} as well")));
+            }
+            Some(name) => {
+                shards.tensors.insert(name, tensor);
+            }
+        }
+    }
+    if n_others > 0 {
+        config.warnings.push(format!("text only: the {n_others} tensors that see images are not read"));
+    }
+    Ok(())
+}
+
+/// Whether there is an LM head that is not the embedding once more. transformers compares them too.
+fn has_head_of_its_own(shards: &Shards) -> Result<bool> {
+    const CHUNK: usize = 1 << 20;
+    let (Some(head), Some(embedding)) = (shards.tensors.get(HEAD), shards.tensors.get(EMBEDDING)) else {
+        return Ok(false);
+    };
+    let form = |stored: &Stored| (stored.entry.dtype.clone(), stored.entry.shape.clone(), stored.entry.n_bytes);
+    if form(head) != form(embedding) {
+        return Ok(true);
+    }
+    for start in (0..head.entry.n_bytes).step_by(CHUNK) {
+        let n_bytes = CHUNK.min(head.entry.n_bytes - start);
+        let part = |of: &Stored| shards.files[of.shard].read(of.entry.offset + start as u64, n_bytes);
+        if part(head)? != part(embedding)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Names the first tensors that are missing, misshapen or not asked for.

@@ -1,14 +1,15 @@
 //! Which files hold the weights of a model, and every tensor in them.
 
 use super::safetensors::{self, Entry, UniqueStrings};
-use super::source::{Blob, Source};
+use super::source::{Blob, Source, check_plain};
 use crate::{Error, Result};
 use serde::Deserialize;
 use serde::de::Deserializer;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub(super) const SINGLE: &str = "model.safetensors";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 const MAX_INDEX_BYTES: u64 = 64 << 20;
 
 /// An entry and the file that holds it.
@@ -35,6 +36,21 @@ fn unique<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(String, Str
     deserializer.deserialize_map(UniqueStrings)
 }
 
+impl Index {
+    fn parse(text: &[u8], path: &Path) -> Result<Self> {
+        serde_json::from_slice(text).map_err(|e| Error::file(path, e))
+    }
+}
+
+/// The files that the index names, each a plain name, so that they can be fetched; none where there is no index.
+pub(super) fn names_in_index(source: &Source) -> Result<BTreeSet<String>> {
+    let path = source.path(INDEX);
+    let Some(text) = source.read(INDEX, MAX_INDEX_BYTES)? else { return Ok(BTreeSet::new()) };
+    let names: BTreeSet<String> = Index::parse(&text, &path)?.weight_map.into_iter().map(|(_, file)| file).collect();
+    names.iter().try_for_each(|file| check_plain(file, &path))?;
+    Ok(names)
+}
+
 impl Shards {
     /// `model.safetensors` if it is there, else what the index names: the order of transformers.
     pub(super) fn open(source: &Source) -> Result<Self> {
@@ -44,7 +60,8 @@ impl Shards {
         } else if let Some(text) = source.read(INDEX, MAX_INDEX_BYTES)? {
             shards.add_indexed(source, &text)?;
         } else {
-            let message = foreign_weights(source)?.unwrap_or_else(|| format!("neither {SINGLE} nor {INDEX} is there"));
+            let message =
+                foreign_weights(&source.names()?).unwrap_or_else(|| format!("neither {SINGLE} nor {INDEX} is there"));
             return Err(Error::file(source.root(), message));
         }
         Ok(shards)
@@ -65,7 +82,7 @@ impl Shards {
 
     fn add_indexed(&mut self, source: &Source, text: &[u8]) -> Result<()> {
         let path = source.path(INDEX);
-        let index: Index = serde_json::from_slice(text).map_err(|e| Error::file(&path, e))?;
+        let index = Index::parse(text, &path)?;
         let mut shard_ids = BTreeMap::new();
         for (_, file) in &index.weight_map {
             if !shard_ids.contains_key(file) {
@@ -82,15 +99,14 @@ impl Shards {
     }
 }
 
-/// Says what the directory holds instead of safetensors, where it is a form that is known and not read.
-pub(super) fn foreign_weights(source: &Source) -> Result<Option<String>> {
-    let names = source.names()?;
+/// Says what the files of a model hold instead of safetensors, where it is a form that is known and not read.
+pub(super) fn foreign_weights(names: &[String]) -> Option<String> {
     if names.iter().any(|name| name == SINGLE || name == INDEX) {
-        return Ok(None);
+        return None;
     }
     let ending = |endings: &[&str]| names.iter().find(|n| endings.iter().any(|e| n.ends_with(e)));
     let gguf = |name| format!("holds {name:?}: GGUF is not read, use the safetensors of the same model");
     let pickle =
         |name| format!("holds {name:?}: pickled weights can run code and are never read, convert to safetensors");
-    Ok(ending(&[".gguf"]).map(gguf).or_else(|| ending(&[".bin", ".pt", ".pth", ".ckpt"]).map(pickle)))
+    ending(&[".gguf"]).map(gguf).or_else(|| ending(&[".bin", ".pt", ".pth", ".ckpt"]).map(pickle))
 }

@@ -1,9 +1,12 @@
-//! Where the bytes of a model come from: a directory on disk, or files compiled into the binary.
+//! Where the bytes of a model come from: a directory on disk, files compiled into the binary, or a formula.
 //!
 //! Files are read with positioned reads, never mapped: a file that is truncated while it is read is an error here, where
 //! a mapping would be a signal. Whatever names a file inside a model (the shard index does) is held to [`Source::shard`].
 
+use super::made::{Made, MadeWeights};
+use super::shapes::Shape;
 use crate::{Error, Result};
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -20,15 +23,19 @@ pub enum Source {
         /// File names and their bytes.
         files: &'static [(&'static str, &'static [u8])],
     },
+    /// No files: a shape, and weights made from a seed.
+    Made(Made),
 }
 
-/// What makes two sources the same model: the canonical directory, or the address of the embedded table.
+/// What makes two sources the same model: the canonical directory, the address of the embedded table, shape and seed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Identity {
     /// The directory after links are resolved.
     Directory(PathBuf),
     /// The embedded table.
     Embedded(usize),
+    /// Shape and seed.
+    Made(Made),
 }
 
 impl Source {
@@ -37,12 +44,14 @@ impl Source {
         Source::Directory(path.into())
     }
 
+    /// A model of a published shape with weights made from `seed`.
+    pub fn made(shape: &'static Shape, seed: u64) -> Self {
+        Source::Made(Made { shape, seed })
+    }
+
     /// The path of `file` as messages show it.
     pub fn path(&self, file: &str) -> PathBuf {
-        match self {
-            Source::Directory(dir) => dir.join(file),
-            Source::Embedded { name, .. } => Path::new(name).join(file),
-        }
+        self.root().join(file)
     }
 
     /// The directory, or the name of the embedded files, as messages show it.
@@ -50,6 +59,7 @@ impl Source {
         match self {
             Source::Directory(dir) => dir.clone(),
             Source::Embedded { name, .. } => PathBuf::from(name),
+            Source::Made(made) => PathBuf::from(made.name()),
         }
     }
 
@@ -58,6 +68,7 @@ impl Source {
         match self {
             Source::Directory(dir) => Ok(Identity::Directory(canonical_directory(dir)?)),
             Source::Embedded { files, .. } => Ok(Identity::Embedded(files.as_ptr() as usize)),
+            Source::Made(made) => Ok(Identity::Made(made.clone())),
         }
     }
 
@@ -65,6 +76,7 @@ impl Source {
     pub fn names(&self) -> Result<Vec<String>> {
         let mut names: Vec<String> = match self {
             Source::Embedded { files, .. } => files.iter().map(|(name, _)| name.to_string()).collect(),
+            Source::Made(_) => ["config.json", "model.safetensors", "tokenizer.json"].map(str::to_string).to_vec(),
             Source::Directory(dir) => {
                 canonical_directory(dir)?;
                 let entries = fs::read_dir(dir).map_err(|e| Error::file(dir, e))?;
@@ -83,8 +95,17 @@ impl Source {
         match self {
             Source::Embedded { files, .. } => {
                 let found = files.iter().find(|(name, _)| *name == file);
-                Ok(found.map(|&(_, bytes)| Blob { path, n_bytes: bytes.len() as u64, bytes: Bytes::Memory(bytes) }))
+                Ok(found.map(|&(_, bytes)| Blob::memory(path, bytes.into())))
             }
+            Source::Made(made) => Ok(match file {
+                "config.json" => Some(Blob::memory(path, made.config().into())),
+                "model.safetensors" => {
+                    let weights = made.weights()?;
+                    Some(Blob { path, n_bytes: weights.n_bytes(), bytes: Bytes::Made(weights) })
+                }
+                "tokenizer.json" => Some(Blob::memory(path, made.tokenizer().into())),
+                _ => None,
+            }),
             Source::Directory(_) => open_regular(path),
         }
     }
@@ -100,14 +121,10 @@ impl Source {
 
     /// Opens a file whose name was read from another file: a plain relative name that stays inside the model.
     ///
-    /// Links may leave the directory only for the `blobs` of the same hub snapshot, which is how the hub's cache is laid out.
+    /// Links may leave the directory only for the `blobs` of the same hub snapshot, or of its whole cache, which is how
+    /// the hub's cache is laid out.
     pub(super) fn shard(&self, file: &str, named_by: &Path) -> Result<Blob> {
-        let mut parts = Path::new(file).components();
-        let plain = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
-        // A backslash or a drive is a separator elsewhere: the same index must mean the same file everywhere.
-        if !plain || file.contains(['/', '\\', ':', '\0']) {
-            return Err(Error::file(named_by, format!("names the shard {file:?}, which is not a plain file name")));
-        }
+        check_plain(file, named_by)?;
         let absent = || Error::file(named_by, format!("names the shard {file:?}, which is not there"));
         if let Source::Directory(dir) = self {
             let target = self.path(file).canonicalize().map_err(|_| absent())?;
@@ -118,6 +135,17 @@ impl Source {
         }
         self.open(file)?.ok_or_else(absent)
     }
+}
+
+/// Refuses the name of a shard that could lead out of its directory.
+pub(super) fn check_plain(file: &str, named_by: &Path) -> Result<()> {
+    let mut parts = Path::new(file).components();
+    let plain = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
+    // A backslash or a drive is a separator elsewhere: the same index must mean the same file everywhere.
+    if !plain || file.contains(['/', '\\', ':', '\0']) {
+        return Err(Error::file(named_by, format!("names the shard {file:?}, which is not a plain file name")));
+    }
+    Ok(())
 }
 
 /// Whether two sources are the same model, so that it is loaded once.
@@ -138,8 +166,12 @@ fn canonical_directory(dir: &Path) -> Result<PathBuf> {
 
 fn inside_model(canonical: &Path, target: &Path) -> bool {
     let snapshots = canonical.parent().filter(|p| p.file_name().is_some_and(|name| name == "snapshots"));
-    let blobs = snapshots.and_then(Path::parent).map(|repository| repository.join("blobs"));
-    target.starts_with(canonical) || blobs.is_some_and(|blobs| target.starts_with(blobs))
+    let repository = snapshots.and_then(Path::parent);
+    // huggingface_hub 2 keeps what several repositories share beside them.
+    let is_cached = |p: &&Path| p.file_name().is_some_and(|name| name.to_string_lossy().starts_with("models--"));
+    let cache = repository.filter(is_cached).and_then(Path::parent);
+    let blobs = repository.into_iter().chain(cache).map(|directory| directory.join("blobs"));
+    target.starts_with(canonical) || blobs.into_iter().any(|blobs| target.starts_with(blobs))
 }
 
 /// The kind is asked for before opening, because opening a FIFO waits for a writer.
@@ -168,10 +200,15 @@ pub struct Blob {
 #[derive(Debug)]
 enum Bytes {
     File(File),
-    Memory(&'static [u8]),
+    Memory(Cow<'static, [u8]>),
+    Made(MadeWeights),
 }
 
 impl Blob {
+    fn memory(path: PathBuf, bytes: Cow<'static, [u8]>) -> Self {
+        Blob { path, n_bytes: bytes.len() as u64, bytes: Bytes::Memory(bytes) }
+    }
+
     /// `n_bytes` bytes at `offset`. The caller has checked them against [`Blob::n_bytes`], so a short read means that
     /// the file changed since.
     pub fn read(&self, offset: u64, n_bytes: usize) -> Result<Vec<u8>> {
@@ -186,6 +223,11 @@ impl Blob {
                     io::ErrorKind::UnexpectedEof => Error::file_at(&self.path, offset, "the file ends early"),
                     _ => Error::file_at(&self.path, offset, e),
                 })?;
+                Ok(bytes)
+            }
+            Bytes::Made(weights) => {
+                let mut bytes = vec![0; n_bytes];
+                weights.read(offset, &mut bytes);
                 Ok(bytes)
             }
         }

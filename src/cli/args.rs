@@ -2,9 +2,13 @@
 
 use super::fields::RequestFields;
 use crate::backend::Dtype;
+use crate::backend::params::MAX_SLOTS;
+use crate::checkpoint::shapes::{SHAPES, Shape};
 use crate::engine::worker::BackendChoice;
 use crate::text::vocabulary::IdPolicy;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
 use std::path::PathBuf;
 
 /// A large language model steered by a small tuned pair: base + alpha * (expert - anti-expert), decoded together.
@@ -27,23 +31,38 @@ pub(super) enum Command {
     Devices(DevicesArgs),
     /// Describe this machine, and check the kernels on it
     Doctor(DoctorArgs),
+    /// Measure how much slower three models are than the base alone
+    Bench(Box<BenchArgs>),
 }
 
 /// Which models, and what is agreed about them.
 #[derive(Args, Default)]
 #[command(next_help_heading = "Models")]
 pub(super) struct ModelArgs {
-    /// Directory of the large model, in the Hugging Face layout
-    #[arg(long, value_name = "DIR")]
+    /// The large model: a directory in the Hugging Face layout, or an id on the hub (org/name); ./x is always a path
+    #[arg(long, value_name = "DIR|ID")]
     pub base: Option<PathBuf>,
-    /// Directory of the small tuned model; the base stands in for a missing one
-    #[arg(long, value_name = "DIR")]
+    /// The small tuned model; the base stands in for a missing one
+    #[arg(long, value_name = "DIR|ID")]
     pub expert: Option<PathBuf>,
-    /// Directory of the small untuned model; the base stands in for a missing one
-    #[arg(long, value_name = "DIR")]
+    /// The small untuned model; the base stands in for a missing one
+    #[arg(long, value_name = "DIR|ID")]
     pub anti_expert: Option<PathBuf>,
+    /// Branch, tag or commit of every model that is an id [default: main]
+    #[arg(long, value_name = "REV")]
+    pub revision: Option<String>,
+    /// Branch, tag or commit of the base alone
+    #[arg(long, value_name = "REV")]
+    pub base_revision: Option<String>,
+    /// Branch, tag or commit of the expert alone
+    #[arg(long, value_name = "REV")]
+    pub expert_revision: Option<String>,
+    /// Branch, tag or commit of the anti-expert alone
+    #[arg(long, value_name = "REV")]
+    pub anti_expert_revision: Option<String>,
     /// Use the three small models of `proxytune demo`
-    #[arg(long, conflicts_with_all = ["base", "expert", "anti_expert"])]
+    #[arg(long, conflicts_with_all = ["base", "expert", "anti_expert", "revision", "base_revision", "expert_revision",
+        "anti_expert_revision"])]
     pub demo: bool,
     /// Chat template for every role, in place of the models' own
     #[arg(long, value_name = "FILE")]
@@ -147,6 +166,48 @@ pub(super) struct DoctorArgs {
     pub backend: Backend,
 }
 
+/// Models by directory, or by the shape of published ones.
+#[derive(Args, Default)]
+pub(super) struct ShapedArgs {
+    #[command(flatten)]
+    pub models: ModelArgs,
+    /// In place of files: the shape of a published model, with weights made from a seed
+    #[arg(long, value_name = "NAME", value_parser = shapes(), conflicts_with_all = ["base", "demo"], requires = "shape_pair", hide_possible_values = true)]
+    pub shape_base: Option<&'static Shape>,
+    /// The same for expert and anti-expert
+    #[arg(long, value_name = "NAME", value_parser = shapes(), conflicts_with_all = ["expert", "anti_expert", "demo"], requires = "shape_base")]
+    pub shape_pair: Option<&'static Shape>,
+}
+
+#[derive(Args)]
+pub(super) struct BenchArgs {
+    #[command(flatten)]
+    pub models: ShapedArgs,
+    /// Tokens of the prompt, tokens produced, and texts at a time; repeatable [default: 8,512 512,8 8,8, and 8,64 with 1,
+    /// 4, 16 and 64 texts]
+    #[arg(long, value_name = "PROMPT,OUTPUT[,BATCH]", help_heading = "Measurement", value_parser = setting)]
+    pub setting: Vec<Setting>,
+    /// Runs of each setting, base and trio in turn; medians count [default: 5, with --quick 3]
+    #[arg(long, value_name = "N", help_heading = "Measurement", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub runs: Option<u16>,
+    /// For a look: texts an eighth as long, and at most 16 at a time
+    #[arg(long, help_heading = "Measurement", conflicts_with = "setting")]
+    pub quick: bool,
+    /// Print the results as one JSON object
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// Tokens of a prompt, tokens produced, texts at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Setting {
+    pub prompt: usize,
+    pub output: usize,
+    pub batch: usize,
+}
+
 /// `--backend`.
 #[derive(ValueEnum, Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub(super) enum Backend {
@@ -188,6 +249,27 @@ impl KvDtype {
             KvDtype::F32 => Some(Dtype::F32),
         }
     }
+}
+
+fn shapes() -> impl TypedValueParser<Value = &'static Shape> {
+    let find =
+        |name: String| SHAPES.iter().find(|shape| shape.name == name).expect("a possible value is a shape's name");
+    PossibleValuesParser::new(SHAPES.iter().map(|shape| shape.name)).map(find)
+}
+
+fn setting(text: &str) -> Result<Setting, String> {
+    let form = || format!("{text:?} is not PROMPT,OUTPUT or PROMPT,OUTPUT,BATCH");
+    let numbers = text.split(',').map(str::parse).collect::<Result<Vec<usize>, _>>().map_err(|_| form())?;
+    let (prompt, output, batch) = match numbers[..] {
+        [prompt, output] => (prompt, output, 1),
+        [prompt, output, batch] => (prompt, output, batch),
+        _ => return Err(form()),
+    };
+    // The first token ends the prompt's time; a rate needs one more.
+    if prompt < 1 || output < 2 || !(1..=MAX_SLOTS).contains(&batch) {
+        return Err(format!("{text:?}: at least 1 token of prompt, 2 of output, and 1 to {MAX_SLOTS} texts"));
+    }
+    Ok(Setting { prompt, output, batch })
 }
 
 fn id_policy(text: &str) -> Result<(u32, IdPolicy), String> {

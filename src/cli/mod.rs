@@ -2,12 +2,14 @@
 //! one file per command. Standard output holds results, standard error everything else.
 
 mod args;
+mod bench;
 mod compat;
 pub mod demo;
 mod devices;
 mod doctor;
 mod fields;
 mod generate;
+mod hub;
 mod interrupt;
 mod jsonl;
 mod machine;
@@ -31,6 +33,7 @@ proxytune steers a large language model with a small tuned pair: base + alpha * 
   proxytune compat --base DIR --expert DIR --anti-expert DIR
   proxytune devices
   proxytune doctor --self-test
+  proxytune bench --shape-base smollm2-1.7b --shape-pair smollm2-135m
 
 `proxytune --help` lists the commands, `proxytune COMMAND --help` their flags.
 ";
@@ -63,5 +66,6 @@ fn command(cli: Cli) -> Result<()> {
         Some(Command::Compat(args)) => compat::run(&args),
         Some(Command::Devices(args)) => devices::run(&args),
         Some(Command::Doctor(args)) => doctor::run(&args),
+        Some(Command::Bench(args)) => bench::run(&args),
     }
 }

@@ -1,6 +1,7 @@
 //! From flags to open models and to an engine's options: what every command that touches models shares.
 
-use super::args::{DeviceArgs, ModelArgs};
+use super::args::{DeviceArgs, ModelArgs, ShapedArgs};
+use super::hub::Places;
 use super::{demo, output};
 use crate::checkpoint::Source;
 use crate::engine::request::Request;
@@ -33,18 +34,30 @@ impl ModelArgs {
         Ok(Arc::new(trio))
     }
 
-    fn sources(&self) -> Result<TrioSources> {
+    pub(super) fn sources(&self) -> Result<TrioSources> {
         if self.demo {
             return Ok(demo::sources());
         }
-        let Some(base) = &self.base else {
-            return Err(Error::argument("base", "missing: name a model directory, or use --demo"));
+        let mut places = Places::new(self.revision.as_deref());
+        let Some(base) = places.source(&self.base, "base_revision", &self.base_revision)? else {
+            return Err(Error::argument("base", "missing: name a model directory or an id on the hub, or use --demo"));
         };
-        Ok(TrioSources {
-            base: Source::directory(base),
-            expert: self.expert.as_ref().map(Source::directory),
-            anti_expert: self.anti_expert.as_ref().map(Source::directory),
-        })
+        let expert = places.source(&self.expert, "expert_revision", &self.expert_revision)?;
+        let anti_expert = places.source(&self.anti_expert, "anti_expert_revision", &self.anti_expert_revision)?;
+        places.check_used()?;
+        Ok(TrioSources { base, expert, anti_expert })
+    }
+}
+
+impl ShapedArgs {
+    /// The sources of models that differ, so that each is computed: three directories, the demo's, or two shapes.
+    pub(super) fn sources(&self) -> Result<TrioSources> {
+        if let (Some(base), Some(pair)) = (self.shape_base, self.shape_pair) {
+            // Equal weights would be computed once: every role has its own seed.
+            let [base, expert, anti] = [(base, 0), (pair, 1), (pair, 2)].map(|(shape, seed)| Source::made(shape, seed));
+            return Ok(TrioSources { base, expert: Some(expert), anti_expert: Some(anti) });
+        }
+        self.models.sources()
     }
 }
 

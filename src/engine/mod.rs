@@ -7,7 +7,7 @@
 pub mod batch;
 pub mod event;
 pub mod machine;
-mod plan;
+pub mod plan;
 pub mod request;
 pub mod sequence;
 pub mod trio;

@@ -5,14 +5,40 @@ use super::batch::Seat;
 use super::machine::MachineOptions;
 use crate::backend::Dtype;
 use crate::backend::params::{MAX_SLOTS, PageParams};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, EMBEDDING};
 use crate::kv::pool::{PageShape, page_bytes};
-use crate::model::weights::{EMBEDDING, LayerShape};
+use crate::model::weights::LayerShape;
 use crate::text::vocabulary::Vocabulary;
 use crate::{Error, Result};
 
 /// Most prompt rows per member and step: a row is a workgroup in some ops, and devices take 65,535 of them.
 const MAX_PREFILL_ROWS: usize = 32_768;
+
+/// Bytes of one model, as stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModelBytes {
+    /// All weights.
+    pub weights: u64,
+    /// Weights that a step reads, however many rows it has: all but the embedding of an untied model, of which it reads
+    /// a few rows.
+    pub read_per_step: u64,
+    /// Keys and values of one token, all layers.
+    pub kv_per_token: u64,
+}
+
+impl ModelBytes {
+    /// The bytes of `checkpoint`, its keys and values stored as `kv_cache_dtype` or in its own type.
+    pub fn of(checkpoint: &Checkpoint, kv_cache_dtype: Option<Dtype>) -> Self {
+        let weights = checkpoint.tensors().map(|(_, tensor)| tensor.n_bytes as u64).sum();
+        let embedding = checkpoint.tensor(EMBEDDING).map_or(0, |tensor| tensor.n_bytes as u64);
+        let dtype = kv_cache_dtype.unwrap_or_else(|| stored_dtype(checkpoint));
+        Self {
+            weights,
+            read_per_step: weights - if checkpoint.config.tied { 0 } else { embedding },
+            kv_per_token: (checkpoint.config.n_layers * page_shape(checkpoint, dtype).token_bytes()) as u64,
+        }
+    }
+}
 
 /// One launch's weights.
 pub(super) struct StackPlan {
@@ -67,10 +93,7 @@ impl Plan {
         fits("logits of one sequence", slot_bytes, limit)?;
         let n_slots = options.n_slots.min(MAX_SLOTS).min((limit / slot_bytes) as usize);
 
-        let page_shape = |group: &Vec<usize>| {
-            let LayerShape { n_kv_heads, head_dim, .. } = shape(group);
-            PageShape { n_kv_heads, head_dim, dtype: kv_dtype(group[0]) }
-        };
+        let page_shape = |group: &Vec<usize>| page_shape(checkpoints[group[0]], kv_dtype(group[0]));
         let page_shapes: Vec<PageShape> = groups.iter().map(page_shape).collect();
         let page_bytes = page_bytes(&page_shapes);
         let lane_pages = |seat: Seat| options.max_lane_tokens.div_ceil(page_shapes[seat.stack].page_tokens(page_bytes));
@@ -130,6 +153,10 @@ fn seat_of(groups: &[Vec<usize>], checkpoint: usize) -> Seat {
 /// Rows of one slot that one member may have to compute in a decode step: the roles that share it.
 fn rows_per_slot(seats: [Seat; 3]) -> usize {
     seats.iter().map(|seat| seats.iter().filter(|other| *other == seat).count()).max().unwrap_or(1)
+}
+
+fn page_shape(checkpoint: &Checkpoint, dtype: Dtype) -> PageShape {
+    PageShape { n_kv_heads: checkpoint.config.n_kv_heads, head_dim: checkpoint.config.head_dim, dtype }
 }
 
 /// The type of a checkpoint: its embedding's.

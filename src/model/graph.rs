@@ -4,6 +4,7 @@ use super::weights::Stack;
 use crate::Result;
 use crate::backend::params::*;
 use crate::backend::*;
+use crate::checkpoint::{Norms, QkNorm};
 
 /// Buffers of one stack's rows, allocated once. Row `i` of member `m` is row `m * cap + i`.
 pub struct Workspace<B: Backend> {
@@ -24,12 +25,15 @@ pub struct Workspace<B: Backend> {
     qkv: B::Buf,
     attended: B::Buf,
     hidden: B::Buf,
+    /// `[members * cap][d_model]`: what a block adds, where it has a norm of its own.
+    added: Option<B::Buf>,
 }
 
 impl<B: Backend> Workspace<B> {
     /// Room for `cap` rows and `cap_logits` logits rows per member.
     pub fn new(backend: &B, stack: &Stack<B>, cap: usize, cap_logits: usize) -> Result<Self> {
         let (shape, rows) = (&stack.shape, stack.n_members * cap);
+        let has_norms_after = shape.norms != Norms::Before;
         let words = |records: usize, bytes: usize| records * bytes / 4;
         Ok(Self {
             cap,
@@ -43,6 +47,7 @@ impl<B: Backend> Workspace<B> {
             qkv: backend.alloc("qkv", rows * shape.qkv_width())?,
             attended: backend.alloc("attended", rows * shape.n_heads * shape.head_dim)?,
             hidden: backend.alloc("hidden", rows * shape.d_ff)?,
+            added: has_norms_after.then(|| backend.alloc("added", rows * shape.d_model)).transpose()?,
         })
     }
 }
@@ -68,12 +73,13 @@ pub fn forward<B: Backend>(
     [n_rows, n_logits]: [u32; 2],
 ) {
     let shape = &stack.shape;
-    let (eps, extents) = (stack.eps, &work.extents);
+    let (eps, extents, scales) = (stack.eps, &work.extents, shape.scales);
     let [cap, d_model, d_ff] = [work.cap, shape.d_model, shape.d_ff].map(|n| n as u32);
     let [n_heads, n_kv_heads, head_dim] = [shape.n_heads, shape.n_kv_heads, shape.head_dim].map(|n| n as u32);
     let n_qkv = shape.qkv_width() as u32;
     let (x, qkv, places, page_table) = (&work.x, &work.qkv, &work.places, &cache.page_table);
 
+    let embedding = EmbedParams { cap, d_model, max_pages: page.max_pages, reserved: 0, scale: stack.embedding_scale };
     backend.embed(
         pass,
         Embed {
@@ -84,18 +90,19 @@ pub fn forward<B: Backend>(
             slots: &cache.slots,
             extents,
             n_rows,
-            params: EmbedParams { cap, d_model, max_pages: page.max_pages, reserved: 0, scale: [1.0; MAX_MEMBERS] },
+            params: embedding,
         },
     );
     for (layer, plane) in stack.layers.iter().zip(&cache.planes) {
         let params =
             NormMatmulParams { cap_in: cap, cap_out: cap, n_in: d_model, n_out: n_qkv, eps, softcap: 0.0, scale: 1.0 };
-        let (gain, bias) = (Some(&layer.attention_gain), layer.qkv_bias.as_ref());
+        let (gain, bias) = (layer.attention_gain.as_ref(), layer.qkv_bias.as_ref());
         backend.norm_matmul(
             pass,
             NormMatmul { y: qkv, w: &layer.qkv, x, gain, bias, gather: None, extents, n_rows, params },
         );
-        let (q_gain, k_gain) = (None, None);
+        let rotary = layer.rotary.map(|table| &stack.rotary[table]);
+        let (q_gain, k_gain) = (layer.q_gain.as_ref(), layer.k_gain.as_ref());
         let params = RopeAppendParams {
             page,
             cap,
@@ -103,36 +110,35 @@ pub fn forward<B: Backend>(
             n_kv_heads,
             head_dim,
             max_positions: stack.max_positions as u32,
-            wide_norm: 0,
+            wide_norm: (shape.qk_norm == QkNorm::Wide).into(),
             eps,
-            q_beta: [0.0; MAX_MEMBERS],
-            q_length: [1; MAX_MEMBERS],
+            q_beta: stack.q_growth.0,
+            q_length: stack.q_growth.1,
         };
-        let rotary = Some(&stack.rotary);
         backend.rope_append(
             pass,
             RopeAppend { qkv, plane, places, page_table, rotary, q_gain, k_gain, extents, n_rows, params },
         );
-        let scale = 1.0 / (shape.head_dim as f32).sqrt();
-        let window = [0; MAX_MEMBERS];
-        let params = AttentionParams { page, cap, n_heads, n_kv_heads, head_dim, scale, softcap: 0.0, window };
+        let (scale, softcap, window) = (scales.attention, scales.attention_softcap, layer.window);
+        let params = AttentionParams { page, cap, n_heads, n_kv_heads, head_dim, scale, softcap, window };
         let y = &work.attended;
         backend.attention(pass, Attention { y, qkv, plane, places, page_table, extents, n_rows, params });
-        let params = MatmulAddParams { cap, n_in: n_heads * head_dim, n_out: d_model, scale: 1.0 };
-        let bias = layer.output_bias.as_ref();
-        backend.matmul_add(pass, MatmulAdd { x, w: &layer.output, y, bias, extents, n_rows, params });
+        let (bias, gain) = (layer.output_bias.as_ref(), layer.attended_gain.as_ref());
+        let n_in = n_heads * head_dim;
+        add_block(backend, pass, stack, work, n_rows, Block { w: &layer.output, y, bias, gain, n_in });
 
         let h = &work.hidden;
         let activation = shape.activation as u32;
         let params = NormGateUpParams { cap, n_in: d_model, n_out: d_ff, activation, eps };
-        let (w_gate, w_up, gain) = (&layer.gate, &layer.up, Some(&layer.ffn_gain));
+        let (w_gate, w_up, gain) = (&layer.gate, &layer.up, layer.ffn_gain.as_ref());
         backend.norm_gate_up(pass, NormGateUp { h, w_gate, w_up, x, gain, extents, n_rows, params });
-        let params = MatmulAddParams { cap, n_in: d_ff, n_out: d_model, scale: 1.0 };
-        backend.matmul_add(pass, MatmulAdd { x, w: &layer.down, y: h, bias: None, extents, n_rows, params });
+        let gain = layer.fed_gain.as_ref();
+        add_block(backend, pass, stack, work, n_rows, Block { w: &layer.down, y: h, bias: None, gain, n_in: d_ff });
     }
     if n_logits > 0 {
         let (cap_out, n_out) = (work.cap_logits as u32, stack.n_vocab as u32);
-        let params = NormMatmulParams { cap_in: cap, cap_out, n_in: d_model, n_out, eps, softcap: 0.0, scale: 1.0 };
+        let (softcap, scale) = (scales.logits_softcap, scales.logits);
+        let params = NormMatmulParams { cap_in: cap, cap_out, n_in: d_model, n_out, eps, softcap, scale };
         backend.norm_matmul(
             pass,
             NormMatmul {
@@ -148,4 +154,36 @@ pub fn forward<B: Backend>(
             },
         );
     }
+}
+
+/// The end of a block: its last product, added to x.
+struct Block<'a, B: Backend> {
+    w: &'a B::Matrix,
+    y: &'a B::Buf,
+    bias: Option<&'a B::Buf>,
+    /// The norm of what is added.
+    gain: Option<&'a B::Buf>,
+    n_in: u32,
+}
+
+fn add_block<B: Backend>(
+    backend: &B,
+    pass: &mut B::Pass,
+    stack: &Stack<B>,
+    work: &Workspace<B>,
+    n_rows: u32,
+    block: Block<'_, B>,
+) {
+    let Block { w, y, bias, gain, n_in } = block;
+    let (x, extents, eps, scale) = (&work.x, &work.extents, stack.eps, stack.shape.scales.residual);
+    let [cap, d_model] = [work.cap, stack.shape.d_model].map(|n| n as u32);
+    let (Some(gain), Some(added)) = (gain, &work.added) else {
+        let params = MatmulAddParams { cap, n_in, n_out: d_model, scale };
+        return backend.matmul_add(pass, MatmulAdd { x, w, y, bias, extents, n_rows, params });
+    };
+    let params = NormMatmulParams { cap_in: cap, cap_out: cap, n_in, n_out: d_model, eps, softcap: 0.0, scale };
+    backend
+        .norm_matmul(pass, NormMatmul { y: added, w, x: y, gain: None, bias, gather: None, extents, n_rows, params });
+    let params = NormAddParams { cap, d_model, eps };
+    backend.norm_add(pass, NormAdd { x, y: added, gain, extents, n_rows, params });
 }

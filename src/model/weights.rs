@@ -1,10 +1,12 @@
 //! Named tensors -> device weights: joined (q, k, v), stacked (twins), uploaded once.
 
+use crate::backend::params::MAX_MEMBERS;
 use crate::backend::{Activation, Backend, Dtype, MatrixSpec};
-use crate::checkpoint::{Checkpoint, ModelConfig};
+use crate::checkpoint::{Checkpoint, EMBEDDING, HEAD, ModelConfig, NormNames, Norms, QkNorm, Rope, Scales};
 use crate::{Error, Result};
 
-/// What two checkpoints must share to be one launch. Vocabulary width, eps, rope and tying may differ.
+/// What two checkpoints must share to be one launch. Vocabulary width, eps, rope, windows, the embedding's factor and
+/// tying may differ.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerShape {
     /// Layers.
@@ -21,6 +23,12 @@ pub struct LayerShape {
     pub d_ff: usize,
     /// Its activation.
     pub activation: Activation,
+    /// Where a layer has norms.
+    pub norms: Norms,
+    /// Norms of q and k.
+    pub qk_norm: QkNorm,
+    /// Factors and soft caps.
+    pub scales: Scales,
 }
 
 impl LayerShape {
@@ -34,6 +42,9 @@ impl LayerShape {
             head_dim: config.head_dim,
             d_ff: config.d_ff,
             activation: config.activation,
+            norms: config.norms,
+            qk_norm: config.qk_norm,
+            scales: config.scales,
         }
     }
 
@@ -50,24 +61,36 @@ impl LayerShape {
 
 /// One layer's weights, members stacked.
 pub struct Layer<B: Backend> {
-    /// `[members][d_model]`.
-    pub attention_gain: B::Buf,
+    /// `[members][d_model]`: the norm before attention.
+    pub attention_gain: Option<B::Buf>,
     /// `[qkv_width][d_model]`: q, k, v.
     pub qkv: B::Matrix,
     /// `[members][qkv_width]`.
     pub qkv_bias: Option<B::Buf>,
+    /// `[members][head_dim]`, or as wide as q.
+    pub q_gain: Option<B::Buf>,
+    /// `[members][head_dim]`, or as wide as k.
+    pub k_gain: Option<B::Buf>,
+    /// Which of the stack's rotary tables; absent: no rotary positions.
+    pub rotary: Option<usize>,
+    /// Positions seen, per member. 0: all.
+    pub window: [u32; MAX_MEMBERS],
     /// `[d_model][n_heads * head_dim]`.
     pub output: B::Matrix,
     /// `[members][d_model]`.
     pub output_bias: Option<B::Buf>,
-    /// `[members][d_model]`.
-    pub ffn_gain: B::Buf,
+    /// `[members][d_model]`: the norm after attention.
+    pub attended_gain: Option<B::Buf>,
+    /// `[members][d_model]`: the norm before the feed-forward.
+    pub ffn_gain: Option<B::Buf>,
     /// `[d_ff][d_model]`.
     pub gate: B::Matrix,
     /// `[d_ff][d_model]`.
     pub up: B::Matrix,
     /// `[d_model][d_ff]`.
     pub down: B::Matrix,
+    /// `[members][d_model]`: the norm after the feed-forward.
+    pub fed_gain: Option<B::Buf>,
 }
 
 /// One checkpoint, or two of equal shape stacked, on the device.
@@ -86,12 +109,17 @@ pub struct Stack<B: Backend> {
     pub layers: Vec<Layer<B>>,
     /// `[members][d_model]`.
     pub final_gain: B::Buf,
-    /// `[members][max_positions][head_dim / 2]` of (cos, sin).
-    pub rotary: B::Buf,
-    /// Positions in `rotary`.
+    /// `[members][max_positions][head_dim / 2]` of (cos, sin), one for each set of rotary positions that the members
+    /// have in a layer.
+    pub rotary: Vec<B::Buf>,
+    /// Positions in each of `rotary`.
     pub max_positions: usize,
     /// eps of every norm, per member.
-    pub eps: [f32; 2],
+    pub eps: [f32; MAX_MEMBERS],
+    /// Factor of the embedding, per member.
+    pub embedding_scale: [f32; MAX_MEMBERS],
+    /// Factor of q that grows with the position: beta, and length.
+    pub q_growth: ([f32; MAX_MEMBERS], [u32; MAX_MEMBERS]),
 }
 
 impl<B: Backend> Stack<B> {
@@ -103,26 +131,29 @@ impl<B: Backend> Stack<B> {
         let n_vocab = members.iter().map(|m| m.config.n_vocab).max().expect("at least one member");
         let embedding = loader.matrix(|_| vec![EMBEDDING.into()], n_vocab)?;
         let tied = members.iter().all(|m| m.config.tied);
-        let head_name = |m: &Checkpoint| vec![if m.config.tied { EMBEDDING } else { "lm_head.weight" }.into()];
+        let head_name = |m: &Checkpoint| vec![if m.config.tied { EMBEDDING } else { HEAD }.into()];
         let head = if tied { None } else { Some(loader.matrix(head_name, n_vocab)?) };
-        let layers = (0..shape.n_layers).map(|i| loader.layer(&shape, i)).collect::<Result<_>>()?;
+        let (rotary, table_of_layer) = loader.rotary(max_positions, &shape)?;
+        let layer = |(index, rotary)| loader.layer(&shape, index, rotary);
+        let layers = table_of_layer.into_iter().enumerate().map(layer).collect::<Result<_>>()?;
+        let growth =
+            loader.each(|m| m.config.q_growth.map_or((0.0, 1), |growth| (growth.beta, growth.length)), (0.0, 1));
         Ok(Self {
             n_members: members.len(),
             n_vocab,
             embedding,
             head,
             layers,
-            final_gain: loader.vector("final norm", shape.d_model, |_| Some(vec!["model.norm.weight".into()]))?,
-            rotary: loader.rotary(max_positions, shape.head_dim)?,
+            final_gain: loader.gain(shape.d_model, "model.norm.weight".into())?,
+            rotary,
             max_positions,
-            eps: std::array::from_fn(|i| members.get(i).map_or(0.0, |m| m.config.norm_eps)),
+            eps: loader.each(|m| m.config.norm_eps, 0.0),
+            embedding_scale: loader.each(|m| m.config.embedding_scale, 0.0),
+            q_growth: (growth.map(|(beta, _)| beta), growth.map(|(_, length)| length)),
             shape,
         })
     }
 }
-
-/// Name of the embedding, whose type stands for the checkpoint's.
-pub const EMBEDDING: &str = "model.embed_tokens.weight";
 
 struct Loader<'a, B: Backend> {
     backend: &'a B,
@@ -130,23 +161,43 @@ struct Loader<'a, B: Backend> {
 }
 
 impl<B: Backend> Loader<'_, B> {
-    fn layer(&self, shape: &LayerShape, index: usize) -> Result<Layer<B>> {
+    /// A setting of each member, and something where there is none.
+    fn each<T: Copy>(&self, of: impl Fn(&Checkpoint) -> T, none: T) -> [T; MAX_MEMBERS] {
+        std::array::from_fn(|i| self.members.get(i).map_or(none, |m| of(m)))
+    }
+
+    fn layer(&self, shape: &LayerShape, index: usize, rotary: Option<usize>) -> Result<Layer<B>> {
         let (d, ff, qkv) = (shape.d_model, shape.d_ff, shape.qkv_width());
         let name = |part: &str| format!("model.layers.{index}.{part}");
         let attention = |kind: &str| ["q", "k", "v"].map(|p| name(&format!("self_attn.{p}_proj.{kind}"))).to_vec();
         let matrix = |part: &str, n_rows| self.matrix(|_| vec![name(part)], n_rows);
-        let gain = |part: &str| self.vector("norm gain", d, |_| Some(vec![name(part)]));
+        let norms = NormNames::of(shape.norms);
+        let gain = |part: Option<&str>| part.map(|part| self.gain(d, name(part))).transpose();
+        let head_gain = |part: &str, n_heads: usize| {
+            let n_heads = match shape.qk_norm {
+                QkNorm::None => return Ok(None),
+                QkNorm::PerHead => 1,
+                QkNorm::Wide => n_heads,
+            };
+            self.gain(n_heads * shape.head_dim, name(part)).map(Some)
+        };
         let output_bias = |m: &Checkpoint| m.config.o_bias.then(|| vec![name("self_attn.o_proj.bias")]);
         Ok(Layer {
-            attention_gain: gain("input_layernorm.weight")?,
+            attention_gain: gain(norms.before_attention)?,
             qkv: self.matrix(|_| attention("weight"), qkv)?,
             qkv_bias: self.bias("qkv bias", qkv, |m| m.config.qkv_bias.then(|| attention("bias")))?,
+            q_gain: head_gain("self_attn.q_norm.weight", shape.n_heads)?,
+            k_gain: head_gain("self_attn.k_norm.weight", shape.n_kv_heads)?,
+            rotary,
+            window: self.each(|m| m.config.layers[index].window, 0),
             output: matrix("self_attn.o_proj.weight", d)?,
             output_bias: self.bias("output bias", d, output_bias)?,
-            ffn_gain: gain("post_attention_layernorm.weight")?,
+            attended_gain: gain(norms.after_attention)?,
+            ffn_gain: gain(norms.before_ffn)?,
             gate: matrix("mlp.gate_proj.weight", ff)?,
             up: matrix("mlp.up_proj.weight", ff)?,
             down: matrix("mlp.down_proj.weight", d)?,
+            fed_gain: gain(norms.after_ffn)?,
         })
     }
 
@@ -181,6 +232,16 @@ impl<B: Backend> Loader<'_, B> {
         Ok(common.expect("a matrix is made of at least one tensor"))
     }
 
+    /// The gain of a norm, which some families store less 1.
+    fn gain(&self, width: usize, name: String) -> Result<B::Buf> {
+        let mut stacked = Vec::with_capacity(self.members.len() * width);
+        for member in self.members {
+            let one = if member.config.gains_less_one { 1.0 } else { 0.0 };
+            stacked.extend(member.read_f32(&name)?.into_iter().map(|gain| one + gain));
+        }
+        self.upload("norm gain", &stacked)
+    }
+
     /// f32 vectors of width `width`, members stacked; a member without names gets zeros.
     fn vector(
         &self,
@@ -209,18 +270,24 @@ impl<B: Backend> Loader<'_, B> {
         used.then(|| self.vector(label, width, names)).transpose()
     }
 
-    fn rotary(&self, max_positions: usize, head_dim: usize) -> Result<B::Buf> {
-        let mut table = Vec::with_capacity(self.members.len() * max_positions * head_dim);
-        for member in self.members {
-            let frequencies = member.config.rope.inverse_frequencies(head_dim);
-            for position in 0..max_positions {
-                for frequency in &frequencies {
-                    let angle = position as f64 * frequency;
-                    table.extend([angle.cos() as f32, angle.sin() as f32]);
-                }
-            }
-        }
-        self.upload("rotary table", &table)
+    /// A table for each set of rotary positions that the members have in a layer, and which of them a layer has.
+    fn rotary(&self, max_positions: usize, shape: &LayerShape) -> Result<(Vec<B::Buf>, Vec<Option<usize>>)> {
+        let mut sets: Vec<Vec<Option<Rope>>> = Vec::new();
+        let mut table_of = |layer: usize| {
+            let set: Vec<Option<Rope>> = self.members.iter().map(|m| m.config.layers[layer].rope).collect();
+            set.iter().any(Option::is_some).then(|| {
+                sets.iter().position(|known| *known == set).unwrap_or_else(|| {
+                    sets.push(set);
+                    sets.len() - 1
+                })
+            })
+        };
+        let tables = (0..shape.n_layers).map(&mut table_of).collect();
+        let upload = |set: &Vec<Option<Rope>>| {
+            let rows = set.iter().flat_map(|&rope| rotary_rows(rope, max_positions, shape.head_dim));
+            self.upload("rotary table", &rows.collect::<Vec<f32>>())
+        };
+        Ok((sets.iter().map(upload).collect::<Result<_>>()?, tables))
     }
 
     fn upload(&self, label: &'static str, data: &[f32]) -> Result<B::Buf> {
@@ -228,6 +295,15 @@ impl<B: Backend> Loader<'_, B> {
         self.backend.upload(&buf, 0, bytemuck::cast_slice(data))?;
         Ok(buf)
     }
+}
+
+/// (cos, sin) of each position and pair; without rotary positions the turn that turns nothing.
+fn rotary_rows(rope: Option<Rope>, max_positions: usize, head_dim: usize) -> Vec<f32> {
+    let Some(rope) = rope else { return [1.0, 0.0].repeat(max_positions * head_dim / 2) };
+    let (frequencies, length) = (rope.inverse_frequencies(head_dim), rope.attention_factor());
+    let turn = |angle: f64| [(length * angle.cos()) as f32, (length * angle.sin()) as f32];
+    let row = |position| frequencies.iter().flat_map(move |frequency| turn(position as f64 * frequency));
+    (0..max_positions).flat_map(row).collect()
 }
 
 fn info<'a>(member: &'a Checkpoint, name: &str) -> Result<&'a crate::checkpoint::TensorInfo> {

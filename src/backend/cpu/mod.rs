@@ -12,6 +12,7 @@ mod matrix;
 mod norm_add;
 mod norm_gate_up;
 mod norm_matmul;
+mod read_rate;
 mod record;
 mod rope_append;
 mod rows;
@@ -19,6 +20,7 @@ mod select;
 mod simd;
 
 pub use matrix::Matrix;
+pub use read_rate::ReadRate;
 pub use simd::Isa;
 
 use super::params::{Extent, MAX_MEMBERS};

@@ -1,0 +1,127 @@
+//! The cache that huggingface_hub and others share. For every repository
+//!
+//! ```text
+//! models--org--name/blobs/HASH             the bytes of a file; HASH.incomplete while they come
+//! models--org--name/refs/REVISION          the commit that a branch or tag was last seen at
+//! models--org--name/snapshots/COMMIT/FILE  a link to the blob
+//! .locks/models--org--name/HASH.lock       held by whoever writes the blob
+//! ```
+
+use super::id::{ModelId, is_commit};
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A repository's part of the cache.
+pub(super) struct RepoCache {
+    cache: PathBuf,
+    folder: String,
+}
+
+impl RepoCache {
+    pub(super) fn new(cache: &Path, id: &ModelId) -> Self {
+        Self { cache: cache.into(), folder: format!("models--{}", id.as_str().replace('/', "--")) }
+    }
+
+    /// The whole cache, for messages.
+    pub(super) fn root(&self) -> &Path {
+        &self.cache
+    }
+
+    fn repository(&self) -> PathBuf {
+        self.cache.join(&self.folder)
+    }
+
+    /// The directory of a commit.
+    pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
+        self.repository().join("snapshots").join(commit)
+    }
+
+    /// Where the bytes that hash to `hash` are.
+    pub(super) fn blob(&self, hash: &str) -> PathBuf {
+        self.repository().join("blobs").join(hash)
+    }
+
+    /// Where they are while they come: the name that huggingface_hub resumed from before it took to random ones.
+    pub(super) fn partial(&self, hash: &str) -> PathBuf {
+        self.blob(&format!("{hash}.incomplete"))
+    }
+
+    /// The commit that a revision is, or was when it was last asked for.
+    pub(super) fn commit(&self, revision: &str) -> Option<String> {
+        if is_commit(revision) {
+            return Some(revision.into());
+        }
+        let commit = fs::read_to_string(self.reference(revision)).ok()?;
+        Some(commit.trim().to_string()).filter(|commit| is_commit(commit))
+    }
+
+    /// Notes which commit a revision is. A cache that cannot be written is still a good cache to read from.
+    pub(super) fn note_commit(&self, revision: &str, commit: &str) -> io::Result<()> {
+        if self.commit(revision).as_deref() == Some(commit) {
+            return Ok(());
+        }
+        let path = self.reference(revision);
+        make_parent(&path)?;
+        // Renamed into place, so that nobody reads half of it.
+        let new = path.with_added_extension(format!("{}.tmp", std::process::id()));
+        fs::write(&new, commit)?;
+        fs::rename(&new, &path)
+    }
+
+    fn reference(&self, revision: &str) -> PathBuf {
+        self.repository().join("refs").join(revision)
+    }
+
+    /// Makes `file` of a commit the blob of `hash`.
+    pub(super) fn link(&self, commit: &str, file: &str, hash: &str) -> io::Result<()> {
+        let path = self.snapshot(commit).join(file);
+        make_parent(&path)?;
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let target: PathBuf = ["..", "..", "blobs", hash].iter().collect();
+        link_or_move(&target, &path, &self.blob(hash))
+    }
+
+    /// Waits until no other process writes the blob of `hash`; `waits` is called if one does.
+    pub(super) fn lock(&self, hash: &str, waits: impl FnOnce()) -> io::Result<File> {
+        let path = self.cache.join(".locks").join(&self.folder).join(format!("{hash}.lock"));
+        make_parent(&path)?;
+        make_parent(&self.blob(hash))?;
+        let file = File::options().write(true).create(true).truncate(false).open(path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                waits();
+                file.lock()?;
+            }
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        Ok(file)
+    }
+}
+
+fn make_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), fs::create_dir_all)
+}
+
+#[cfg(unix)]
+fn link_or_move(target: &Path, link: &Path, _blob: &Path) -> io::Result<()> {
+    std::os::unix::fs::symlink(target, link)
+}
+
+/// Links need a right on Windows that few have: then the file itself goes there, as huggingface_hub does it.
+#[cfg(windows)]
+fn link_or_move(target: &Path, link: &Path, blob: &Path) -> io::Result<()> {
+    std::os::windows::fs::symlink_file(target, link).or_else(|_| fs::rename(blob, link))
+}
+
+/// `org/name@1a2b3c4` for the directory of a snapshot.
+pub(crate) fn snapshot_name(directory: &Path) -> Option<String> {
+    let commit = directory.file_name()?.to_str().filter(|commit| is_commit(commit))?;
+    let snapshots = directory.parent().filter(|parent| parent.ends_with("snapshots"))?;
+    let id = snapshots.parent()?.file_name()?.to_str()?.strip_prefix("models--")?.replace("--", "/");
+    Some(format!("{id}@{}", &commit[..7]))
+}

@@ -1,0 +1,198 @@
+//! One file from the hub into the cache: resumed where it was cut, hashed as it comes, renamed into place when it is right.
+
+use super::cache::RepoCache;
+use super::listing::Content;
+use super::wire::{Failure, MAX_ATTEMPTS, Patience, Wire, number};
+use super::{Event, ModelId, Watch};
+use ring::digest;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use ureq::http::header::{CONTENT_LENGTH, CONTENT_RANGE};
+use ureq::http::{HeaderMap, StatusCode};
+
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// What is to be had.
+pub(super) struct Download<'a> {
+    pub(super) wire: &'a Wire,
+    pub(super) cache: &'a RepoCache,
+    pub(super) id: &'a ModelId,
+    pub(super) file: &'a str,
+    pub(super) url: &'a str,
+    pub(super) content: &'a Content,
+}
+
+impl Download<'_> {
+    /// Puts the blob into the cache, if it is not there.
+    pub(super) fn run(&self, watch: Watch) -> Result<(), Failure> {
+        let Content { n_bytes, hash, .. } = self.content;
+        let blob = self.cache.blob(hash);
+        let lock = self.cache.lock(hash, || watch(Event::Waiting { file: self.file.into() }));
+        let _held = lock.map_err(|error| Failure::lasting(format!("locking {}: {error}", blob.display())))?;
+        if fs::metadata(&blob).is_ok_and(|metadata| metadata.len() == *n_bytes) {
+            return Ok(());
+        }
+        let mut partial = Partial::open(self.cache.partial(hash), self.content).map_err(writing(&blob))?;
+        watch(self.begins(&partial));
+        let mut is_resumed = partial.n_bytes > 0;
+        loop {
+            self.complete(&mut partial, watch)?;
+            match partial.check() {
+                Ok(()) => break,
+                // What was there before may be at fault: once, all of it is fetched again.
+                Err(_) if is_resumed => {
+                    is_resumed = false;
+                    partial.restart().map_err(writing(&blob))?;
+                    watch(self.begins(&partial));
+                }
+                Err(failure) => return Err(partial.discard(failure)),
+            }
+        }
+        watch(Event::Done);
+        partial.file.sync_all().and_then(|()| fs::rename(&partial.path, &blob)).map_err(writing(&blob))
+    }
+
+    fn begins(&self, partial: &Partial) -> Event {
+        let (total, done) = (self.content.n_bytes, partial.n_bytes);
+        Event::Begin { repo: self.id.to_string(), file: self.file.into(), total, done }
+    }
+
+    /// Fetches what is missing, in as many attempts as bring something and a few that do not.
+    fn complete(&self, partial: &mut Partial, watch: Watch) -> Result<(), Failure> {
+        let mut patience = Patience::new(MAX_ATTEMPTS);
+        while partial.n_missing() > 0 {
+            let n_bytes = partial.n_bytes;
+            if let Err(failure) = self.transfer(partial, watch) {
+                if partial.n_bytes > n_bytes {
+                    patience = Patience::new(MAX_ATTEMPTS);
+                }
+                patience.bear(failure)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One request.
+    fn transfer(&self, partial: &mut Partial, watch: Watch) -> Result<(), Failure> {
+        let response = self.wire.get(self.url, partial.n_bytes)?;
+        if response.status() == StatusCode::OK && partial.n_bytes > 0 {
+            // The server sends all of it again.
+            partial.restart().map_err(writing(&partial.path))?;
+            watch(self.begins(partial));
+        }
+        if let Err(failure) = self.check_announced(response.headers(), partial.n_bytes) {
+            return Err(partial.discard(failure));
+        }
+        let mut body = response.into_body().into_reader();
+        let mut chunk = vec![0; CHUNK_BYTES];
+        loop {
+            let n = match body.read(&mut chunk) {
+                Ok(n) => n,
+                Err(error) => return Err(self.wire.broken(error, partial.n_bytes)),
+            };
+            if n as u64 > partial.n_missing() {
+                let failure = self.differs(format!("more than {} bytes came", self.content.n_bytes));
+                return Err(partial.discard(failure));
+            }
+            if n == 0 && partial.n_missing() > 0 {
+                return Err(self.wire.broken(io::ErrorKind::UnexpectedEof.into(), partial.n_bytes));
+            }
+            if n == 0 {
+                return Ok(());
+            }
+            partial.append(&chunk[..n]).map_err(writing(&partial.path))?;
+            watch(Event::Bytes(n as u64));
+        }
+    }
+
+    /// Refuses an answer whose headers announce another file than the listing, or another place in it.
+    fn check_announced(&self, headers: &HeaderMap, start: u64) -> Result<(), Failure> {
+        let n_bytes = self.content.n_bytes;
+        let rest = number(headers, &CONTENT_LENGTH);
+        if rest.is_some_and(|rest| rest != n_bytes - start) {
+            let rest = rest.unwrap_or_default();
+            return Err(self.differs(format!("the server offers {} bytes", start.saturating_add(rest))));
+        }
+        let range = headers.get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
+        if start > 0 && !range.is_some_and(|range| range.starts_with(&format!("bytes {start}-"))) {
+            return Err(Failure::lasting(format!("asked from byte {start} on, the server answers {range:?}")));
+        }
+        Ok(())
+    }
+
+    fn differs(&self, what: String) -> Failure {
+        Failure::lasting(format!("{what}, the hub's listing says {}", self.content.n_bytes))
+    }
+}
+
+/// A failure to write below the cache.
+fn writing(path: &Path) -> impl Fn(io::Error) -> Failure {
+    let path = path.display().to_string();
+    move |error| Failure::lasting(format!("writing {path}: {error}"))
+}
+
+/// A file that is not whole yet.
+struct Partial<'a> {
+    path: PathBuf,
+    file: File,
+    n_bytes: u64,
+    hasher: digest::Context,
+    content: &'a Content,
+}
+
+impl<'a> Partial<'a> {
+    /// Goes on where an earlier run stopped.
+    fn open(path: PathBuf, content: &'a Content) -> io::Result<Self> {
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(&path)?;
+        let mut partial = Self { path, file, n_bytes: 0, hasher: content.hasher(), content };
+        if partial.file.metadata()?.len() > content.n_bytes {
+            partial.restart()?;
+        }
+        let mut chunk = vec![0; CHUNK_BYTES];
+        loop {
+            let n = partial.file.read(&mut chunk)?;
+            if n == 0 {
+                return Ok(partial);
+            }
+            partial.hasher.update(&chunk[..n]);
+            partial.n_bytes += n as u64;
+        }
+    }
+
+    fn n_missing(&self) -> u64 {
+        self.content.n_bytes - self.n_bytes
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.hasher.update(bytes);
+        self.n_bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn restart(&mut self) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.seek(SeekFrom::Start(0))?;
+        (self.n_bytes, self.hasher) = (0, self.content.hasher());
+        Ok(())
+    }
+
+    /// Compares the hash of all bytes with the one that the hub announced.
+    fn check(&self) -> Result<(), Failure> {
+        let hash = self.hasher.clone().finish();
+        let hash: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        if hash == self.content.hash {
+            return Ok(());
+        }
+        Err(Failure::lasting(format!("what came hashes to {hash}, the hub's listing says {}", self.content.hash)))
+    }
+
+    /// Leaves nothing of what cannot be right.
+    fn discard(&self, failure: Failure) -> Failure {
+        match fs::remove_file(&self.path) {
+            Ok(()) => failure,
+            Err(error) => Failure::lasting(format!("{}; removing {}: {error}", failure.message, self.path.display())),
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! Models by their id on the Hugging Face hub: an id becomes a directory of the hub's standard cache that holds what an
+//! engine needs, and nothing behind this module knows where it came from.
+//!
+//! Stands before the first station of the walk. One request says which commit a revision is and what each of its files
+//! must hash to; only what the cache lacks is asked for, the configuration before the weights. The cache and the
+//! environment variables are those of huggingface_hub, so that models are shared with it in both directions.
+//!
+//! The crate hf-hub is not used: version 0.5 gives its downloads no time limit, hides status and headers, appends to a
+//! partial file whatever comes and checks nothing of it; version 1.0 needs an async runtime and a C++ build.
+
+mod cache;
+mod download;
+mod id;
+mod listing;
+mod settings;
+mod wire;
+
+pub(super) use cache::snapshot_name;
+pub use id::{ModelId, Place, check_revision};
+
+use super::shards::{self, INDEX, SINGLE};
+use super::{ModelConfig, Source};
+use crate::{Error, Result};
+use cache::RepoCache;
+use download::Download;
+use listing::Listing;
+use settings::Settings;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use wire::{Failure, MAX_ATTEMPTS, Patience, Wire};
+
+/// The revision where none is named.
+pub const MAIN: &str = "main";
+
+const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
+/// Small files that a model may have; no code, no pickle.
+const OPTIONAL: [&str; 5] = [
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+
+/// What happens while a model is fetched, for a person to see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A file is fetched: `done` of its `total` bytes are there from an earlier attempt.
+    Begin {
+        /// `org/name`.
+        repo: String,
+        /// Its name in the repository.
+        file: String,
+        /// Bytes.
+        total: u64,
+        /// Bytes.
+        done: u64,
+    },
+    /// So many bytes came.
+    Bytes(u64),
+    /// The file is whole and right.
+    Done,
+    /// Another process fetches the same file; this one waits for it.
+    Waiting {
+        /// Its name in the repository.
+        file: String,
+    },
+    /// The hub cannot be reached, and what the cache has is used.
+    Unreachable {
+        /// What was found in its place, and why.
+        message: String,
+    },
+}
+
+/// Is told of events.
+pub type Watch<'a> = &'a mut dyn FnMut(Event);
+
+/// The hub, as the environment describes it.
+pub struct Hub {
+    settings: Settings,
+    wire: Wire,
+    /// A model that several roles name is looked up once, so that all of them get the same commit.
+    known: HashMap<(ModelId, String), PathBuf>,
+}
+
+impl Hub {
+    /// Reads the environment variables of huggingface_hub. Nothing is asked for yet.
+    pub fn from_env() -> Result<Self> {
+        let settings = Settings::from_env()?;
+        let no_address = || Error::argument("HF_ENDPOINT", format!("{:?} is not an address", settings.endpoint));
+        let wire = Wire::new(&settings).ok_or_else(no_address)?;
+        Ok(Self { settings, wire, known: HashMap::new() })
+    }
+
+    /// The directory of a model at a revision (branch, tag or commit, checked by [`check_revision`]), fetched as far as
+    /// the cache lacks it.
+    ///
+    /// Without a network, what the cache has is used if it is whole; with `HF_HUB_OFFLINE` nobody is asked.
+    pub fn open(&mut self, id: &ModelId, revision: &str, watch: Watch) -> Result<Source> {
+        let key = (id.clone(), revision.to_string());
+        if !self.known.contains_key(&key) {
+            let repo = Repo { hub: self, id, revision, cache: RepoCache::new(&self.settings.cache, id) };
+            let directory = repo.locate(watch)?;
+            self.known.insert(key.clone(), directory);
+        }
+        Ok(Source::directory(&self.known[&key]))
+    }
+}
+
+/// One repository at one revision.
+struct Repo<'a> {
+    hub: &'a Hub,
+    id: &'a ModelId,
+    revision: &'a str,
+    cache: RepoCache,
+}
+
+impl Repo<'_> {
+    fn locate(&self, watch: Watch) -> Result<PathBuf> {
+        let cached = self.cached();
+        if self.hub.settings.offline {
+            return cached;
+        }
+        let cached = cached.ok();
+        match cached {
+            Some(directory) if id::is_commit(self.revision) => return Ok(directory),
+            _ => {}
+        }
+        // Who has the model already should not wait for a dead network more than once.
+        let attempts = if cached.is_some() { 1 } else { MAX_ATTEMPTS };
+        match (self.listing(attempts), cached) {
+            (Ok(listing), _) => self.fetch(&listing, watch),
+            (Err(failure), Some(directory)) if failure.wait.is_some() => {
+                let name = snapshot_name(&directory).unwrap_or_default();
+                let message = format!("{}; using {name} from the cache", failure.message);
+                watch(Event::Unreachable { message });
+                Ok(directory)
+            }
+            (Err(failure), _) => Err(self.refused(None, failure)),
+        }
+    }
+
+    /// The directory in the cache, if it has all that is needed.
+    fn cached(&self) -> Result<PathBuf> {
+        let lacks = |what: String| {
+            let cache = self.cache.root().display();
+            let message = format!("{what} not in the cache {cache}; unset HF_HUB_OFFLINE to fetch what is missing");
+            self.error(None, None, message)
+        };
+        let Some(commit) = self.cache.commit(self.revision) else { return Err(lacks("it is".into())) };
+        let directory = self.cache.snapshot(&commit);
+        let missing = missing_files(&Source::directory(&directory))?;
+        if missing.is_empty() {
+            return Ok(directory);
+        }
+        let be = if missing.len() == 1 { "is" } else { "are" };
+        Err(lacks(format!("{} of commit {commit} {be}", missing.join(", "))))
+    }
+
+    fn listing(&self, attempts: u32) -> Result<Listing, Failure> {
+        let Settings { endpoint, .. } = &self.hub.settings;
+        let url = format!("{endpoint}/api/models/{}/revision/{}?blobs=true", self.id, wire::escaped(self.revision));
+        let mut patience = Patience::new(attempts);
+        loop {
+            match Listing::get(&self.hub.wire, &url) {
+                Ok(listing) => return Ok(listing),
+                Err(failure) => patience.bear(failure)?,
+            }
+        }
+    }
+
+    /// Brings what the cache lacks. A configuration that is refused ends it before the weights.
+    fn fetch(&self, listing: &Listing, watch: Watch) -> Result<PathBuf> {
+        let directory = self.cache.snapshot(&listing.commit);
+        for file in REQUIRED.iter().chain(OPTIONAL.iter().filter(|file| listing.has(file))) {
+            self.fetch_file(listing, file, watch)?;
+        }
+        let source = Source::directory(&directory);
+        ModelConfig::read(&source)?;
+        if listing.has(SINGLE) {
+            self.fetch_file(listing, SINGLE, watch)?;
+        } else if listing.has(INDEX) {
+            self.fetch_file(listing, INDEX, watch)?;
+            for file in shards::names_in_index(&source)? {
+                self.fetch_file(listing, &file, watch)?;
+            }
+        } else {
+            let foreign = shards::foreign_weights(&listing.names());
+            let message = foreign.unwrap_or_else(|| format!("has neither {SINGLE} nor {INDEX}"));
+            return Err(self.error(None, None, message));
+        }
+        let noted = self.cache.note_commit(self.revision, &listing.commit);
+        noted.map_err(|error| self.error(None, None, format!("writing to the cache: {error}")))?;
+        Ok(directory)
+    }
+
+    fn fetch_file(&self, listing: &Listing, file: &str, watch: Watch) -> Result<()> {
+        if !listing.has(file) {
+            return Err(self.error(Some(file), None, "the repository has no such file"));
+        }
+        let Some(content) = listing.content(file) else {
+            return Err(self.error(Some(file), None, "the hub's listing does not say its size and hash"));
+        };
+        let path = self.cache.snapshot(&listing.commit).join(file);
+        if path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() == content.n_bytes) {
+            return Ok(());
+        }
+        let endpoint = &self.hub.settings.endpoint;
+        let url = format!("{endpoint}/{}/resolve/{}/{}", self.id, listing.commit, wire::escaped(file));
+        let (wire, cache, id) = (&self.hub.wire, &self.cache, self.id);
+        let download = Download { wire, cache, id, file, url: &url, content };
+        download.run(watch).map_err(|failure| self.refused(Some(file), failure))?;
+        let linked = self.cache.link(&listing.commit, file, &content.hash);
+        linked.map_err(|error| self.error(Some(file), None, format!("writing to the cache: {error}")))
+    }
+
+    fn error(&self, file: Option<&str>, status: Option<u16>, message: impl Into<String>) -> Error {
+        Error::Hub {
+            repo: self.id.to_string(),
+            revision: self.revision.into(),
+            file: file.map(str::to_string),
+            status,
+            message: message.into(),
+        }
+    }
+
+    /// A failure with what can be done about it.
+    fn refused(&self, file: Option<&str>, failure: Failure) -> Error {
+        let token = match self.hub.wire.has_token() {
+            true => "the token (HF_TOKEN, or the file of `hf auth login`) is not one that may read it",
+            false => "set HF_TOKEN to a token that may read it, or run `hf auth login`",
+        };
+        let message = match (failure.status, failure.code.as_deref()) {
+            (Some(401 | 403), Some("GatedRepo")) => {
+                let page = format!("{}/{}", self.hub.settings.endpoint, self.id);
+                format!("a gated repository, ask for access at {page}; {token}")
+            }
+            // The hub does not tell strangers which of the two it is.
+            (Some(401), _) => format!("no such repository, nor a directory of that name; or a private one: {token}"),
+            (Some(403), _) => format!("access is refused; {token}"),
+            (Some(404), Some("RevisionNotFound")) => "the repository has no such branch, tag or commit".into(),
+            (Some(404), _) if file.is_some() => "the repository has no such file".into(),
+            (Some(404), _) => "no such repository, nor a directory of that name".into(),
+            _ if failure.wait.is_some() => format!("{}; run again to go on where it stopped", failure.message),
+            _ => failure.message,
+        };
+        self.error(file, failure.status, message)
+    }
+}
+
+/// What a directory lacks of a whole model; files that may be absent are not missed.
+fn missing_files(source: &Source) -> Result<Vec<String>> {
+    let has = |file: &str| source.path(file).is_file();
+    let mut missing: Vec<String> = REQUIRED.iter().filter(|file| !has(file)).map(|file| file.to_string()).collect();
+    if has(INDEX) && !has(SINGLE) {
+        missing.extend(shards::names_in_index(source)?.into_iter().filter(|file| !has(file)));
+    } else if !has(SINGLE) {
+        missing.push(SINGLE.into());
+    }
+    Ok(missing)
+}
