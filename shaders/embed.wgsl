@@ -2,11 +2,10 @@
 //
 // x [members * cap][d_model] f32, places and rows [members * cap], table [members][part's rows][d_model].
 // One workgroup: one row of one member. A table in parts is one dispatch per part: each writes the tokens it has, the
-// first also what no part has. Reads and writes d_model elements per row.
+// first also what no part has. Binding 2, the table, is declared by pipelines.rs. Reads and writes d_model elements per row.
 
 @group(0) @binding(0) var<storage, read_write> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read_write> places: array<Place>;
-@group(0) @binding(2) var<storage, read> table: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read> rows: array<Row>;
 @group(0) @binding(4) var<storage, read> slots: array<Slot>;
 @group(0) @binding(5) var<storage, read> extents: array<Extent>;
@@ -36,14 +35,6 @@ fn resolve(row: Row) -> Place {
     return place;
 }
 
-fn weights(row: u32, octet: u32) -> Octet {
-    let i = row * (params.d_model / 8u) + octet;
-    if W_DTYPE == F32 {
-        return Octet(bitcast<vec4<f32>>(table[2u * i]), bitcast<vec4<f32>>(table[2u * i + 1u]));
-    }
-    return widen(table[i], W_DTYPE);
-}
-
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) tile: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let member = tile.z;
@@ -61,10 +52,13 @@ fn main(@builtin(workgroup_id) tile: vec3<u32>, @builtin(local_invocation_index)
     if !((known && here) || (!known && is_first)) {
         return;
     }
-    for (var octet = thread; octet < params.d_model / 8u; octet += 64u) {
+    let n_octets = params.d_model / 8u;
+    let table_row = row_octet(part.offset + member * part.stride + place.token - part.first, n_octets);
+    for (var octet = thread; octet < n_octets; octet += 64u) {
         var value: Octet;
         if known {
-            value = weights(part.offset + member * part.stride + place.token - part.first, octet);
+            let step = octet / N_LANES_OF_K * BLOCK_ROWS * N_LANES_OF_K;
+            value = first_weights((table_row + step + octet % N_LANES_OF_K) * FIRST_WORDS);
         }
         let at = row * (params.d_model / 4u) + 2u * octet;
         x[at] = params.scale[member] * value.lo;

@@ -350,6 +350,17 @@ fn switches(configs: &[ModelConfig; 3]) -> Vec<Switch> {
     switches
 }
 
+/// Whether no number of a step differs: settings of yarn may come to the same frequencies.
+fn computes_the_same(turned: &ModelConfig, config: &ModelConfig) -> bool {
+    let turns = |config: &ModelConfig| -> Vec<_> {
+        let turn = |rope: Rope| (rope.inverse_frequencies(config.head_dim), rope.attention_factor());
+        config.layers.iter().map(|layer| layer.rope.map(turn)).collect()
+    };
+    let mut but_for_ropes = turned.clone();
+    but_for_ropes.layers.iter_mut().zip(&config.layers).for_each(|(layer, other)| layer.rope = other.rope);
+    but_for_ropes == *config && turns(turned) == turns(config)
+}
+
 /// Largest error of each role in the prompts' last rows.
 fn first_errors(checkpoints: &[Checkpoint; 3], vocabulary: &Vocabulary, golden: &Golden) -> [f32; 3] {
     let mut player = Player::new(Cpu::new(None), checkpoints, vocabulary, golden);
@@ -372,7 +383,7 @@ fn every_switch_shows_in_its_own_role_alone() {
         for (role, (name, turn)) in (0..3).flat_map(|role| switches(&configs).into_iter().map(move |s| (role, s))) {
             let mut checkpoints = checkpoints(trio);
             turn(&mut checkpoints[role].config);
-            if checkpoints[role].config == configs[role] {
+            if computes_the_same(&checkpoints[role].config, &configs[role]) {
                 continue;
             }
             let errors = first_errors(&checkpoints, &vocabulary, &golden);

@@ -1,14 +1,16 @@
 // The fixed tree over the eight lanes of a group, through workgroup memory. Every lane gets the totals.
 
-var<workgroup> lane_sums: array<Sums, N_THREADS>;
+var<workgroup> lane_sums: array<Four, N_THREADS>;
 
-fn exchange(own: Sums, thread: u32) -> Sums {
+fn exchange(own: Four) -> Four {
+    // Sums of the exchange before may still be read.
+    workgroupBarrier();
     lane_sums[thread] = own;
     workgroupBarrier();
-    let lane = thread - thread % N_LANES_OF_K;
-    let a = add(lane_sums[lane], lane_sums[lane + 4u]);
-    let b = add(lane_sums[lane + 1u], lane_sums[lane + 5u]);
-    let c = add(lane_sums[lane + 2u], lane_sums[lane + 6u]);
-    let d = add(lane_sums[lane + 3u], lane_sums[lane + 7u]);
+    let start = thread - lane;
+    let a = add(lane_sums[start], lane_sums[start + 4u]);
+    let b = add(lane_sums[start + 1u], lane_sums[start + 5u]);
+    let c = add(lane_sums[start + 2u], lane_sums[start + 6u]);
+    let d = add(lane_sums[start + 3u], lane_sums[start + 7u]);
     return add(add(a, c), add(b, d));
 }

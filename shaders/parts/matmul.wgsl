@@ -1,14 +1,22 @@
-// The canonical sum of the matrix ops: y = sum over k of W[n][k] x[k], in f32.
+// The canonical sum of the matrix ops: y = sum over k of W[n][k] x[k], in f32. The op's file has the bindings and what
+// becomes of the sums.
 //
-// 64 threads are 8 groups of 8 lanes. A group has four rows of W (the op says which) and N_ROWS rows of x at a time.
-// Lane l takes the octets c = l, l + 8, ... of K and adds their products in order, each by fma; the lanes are then added
-// as ((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7)). Neither the weight type, nor the number of rows, nor the form of the
-// exchange changes this order. A group reads 128 neighbouring bytes of each 16-bit row at once.
+// Threads are groups of eight lanes. A group has N_FOURS fours of outputs and N_ROWS rows of x. Lane l takes the octets
+// c = l, l + 8, ... of K and adds their products in order, each by fma; the lanes are then added as
+// ((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7)). Neither the weight type, nor the number of rows or outputs that are held at
+// once, nor the form of the exchange changes this order. A four is four rows of one matrix, or two of each of two.
 //
-// The op defines input(i) (four elements of x), gain_of(i) where HAS_GAIN, and first_weights / second_weights(row, octet).
+// The op defines rows_of(member), input_row(row), input(i) (four elements of x), gain_of(i) where HAS_GAIN, n_in(),
+// FOUR_ROWS (rows of the first matrix in a four), and finish(four, totals, squares).
 
-const N_THREADS = 64u;
-const N_LANES_OF_K = 8u;
+// From one octet of a lane to its next.
+const FIRST_STEP = BLOCK_ROWS * FIRST_ROW;
+const SECOND_WORDS = select(1u, 2u, SECOND_DTYPE == F32);
+const SECOND_ROW = N_LANES_OF_K * SECOND_WORDS;
+const SECOND_STEP = BLOCK_ROWS * SECOND_ROW;
+// From one four of a group to the next, in both matrices.
+const FOUR_WORDS = FOUR_ROWS * vec2<u32>(FIRST_ROW, SECOND_ROW);
+const GROUP_OUTPUTS = N_FOURS * FOUR_ROWS;
 
 // Element k of an octet of x, for every row.
 struct Inputs {
@@ -22,17 +30,25 @@ struct Inputs {
     k7: Rows,
 }
 
-// Sums of four rows of W, and of the squares of x.
-struct Sums {
+// Sums of four rows of weights.
+struct Four {
     a: Rows,
     b: Rows,
     c: Rows,
     d: Rows,
-    squares: Rows,
 }
 
-fn add(x: Sums, y: Sums) -> Sums {
-    return Sums(x.a + y.a, x.b + y.b, x.c + y.c, x.d + y.d, x.squares + y.squares);
+var<private> thread: u32;
+var<private> lane: u32;
+var<private> member: u32;
+// Rows of x: the first of this workgroup's, and how many the member has.
+var<private> first_row: u32;
+var<private> n_rows: u32;
+// The group's first output, within the part.
+var<private> first: u32;
+
+fn add(x: Four, y: Four) -> Four {
+    return Four(x.a + y.a, x.b + y.b, x.c + y.c, x.d + y.d);
 }
 
 fn add_products(sum: Rows, w: Octet, x: Inputs) -> Rows {
@@ -64,47 +80,80 @@ fn times_gain(x: Inputs, lo: vec4<f32>, hi: vec4<f32>) -> Inputs {
     );
 }
 
-// Adds one octet of K to the sums.
-fn add_octet(sums: Sums, octet: u32, rows: vec4<u32>, starts: vec4<u32>, gain_start: u32) -> Sums {
-    var s = sums;
-    var x = load_inputs(starts, octet);
-    if HAS_GAIN {
-        s.squares = add_squares(s.squares, x);
-        let at = gain_start + 2u * octet;
-        x = times_gain(x, gain_of(at), gain_of(at + 1u));
+fn second_weights(at: u32) -> Octet {
+    if SECOND_DTYPE == F32 {
+        return Octet(bitcast<vec4<f32>>(second_word(at)), bitcast<vec4<f32>>(second_word(at + 1u)));
     }
-    s.a = add_products(s.a, first_weights(rows.x, octet), x);
-    s.b = add_products(s.b, first_weights(rows.y, octet), x);
-    s.c = add_products(s.c, second_weights(rows.z, octet), x);
-    s.d = add_products(s.d, second_weights(rows.w, octet), x);
-    return s;
+    return widen(second_word(at), SECOND_DTYPE);
 }
 
-// Totals for rows `rows` of W and the rows of x that start at `starts` (in fours of elements). `gain_start` likewise.
-fn sums(thread: u32, n_octets: u32, rows: vec4<u32>, starts: vec4<u32>, gain_start: u32) -> Sums {
-    var s: Sums;
-    var octet = thread % N_LANES_OF_K;
-    // Two at a time, so that more loads are under way.
-    for (; octet + N_LANES_OF_K < n_octets; octet += 2u * N_LANES_OF_K) {
-        s = add_octet(s, octet, rows, starts, gain_start);
-        s = add_octet(s, octet + N_LANES_OF_K, rows, starts, gain_start);
-    }
-    if octet < n_octets {
-        s = add_octet(s, octet, rows, starts, gain_start);
-    }
-    return exchange(s, thread);
+// Adds one octet of K to the sums of the four that stands at `at` of the two matrices.
+fn add_four(s: Four, at: vec2<u32>, x: Inputs) -> Four {
+    return Four(
+        add_products(s.a, first_weights(at.x), x),
+        add_products(s.b, first_weights(at.x + FIRST_ROW), x),
+        add_products(s.c, second_weights(at.y), x),
+        add_products(s.d, second_weights(at.y + SECOND_ROW), x),
+    );
 }
 
 // Total number `index` of four.
-fn total(s: Sums, index: u32) -> Rows {
+fn total(s: Four, index: u32) -> Rows {
     return select(select(s.a, s.b, index == 1u), select(s.c, s.d, index == 3u), index >= 2u);
 }
 
 // 1 / sqrt(mean of squares + eps), or 1. The fma is written out: a compiler that may contract a quotient and a sum, or
 // not, could do so in one form of a shader and not in the next, and their bits would differ.
-fn norm_factor(squares: f32, n_in: u32, eps: f32) -> f32 {
+fn norm_factor(squares: f32, eps: f32) -> f32 {
     if HAS_GAIN {
-        return 1.0 / sqrt(fma(squares, 1.0 / f32(n_in), eps));
+        return 1.0 / sqrt(fma(squares, 1.0 / f32(n_in()), eps));
     }
     return 1.0;
+}
+
+// Where the group's first four stands. A group past the part's end repeats the last one; what it makes is not stored.
+fn first_words(n_octets: u32) -> vec2<u32> {
+    let row = min(first, (part.n_rows - 1u) / GROUP_OUTPUTS * GROUP_OUTPUTS);
+    let at = (row_octet(part.offset + member * part.stride + row, n_octets) + lane) * FIRST_WORDS;
+    if HAS_SECOND {
+        let second = part.second_offset + member * part.second_stride + row;
+        return vec2<u32>(at, (row_octet(second, n_octets) + lane) * SECOND_WORDS);
+    }
+    return vec2<u32>(at, at + 2u * FIRST_ROW);
+}
+
+@compute @workgroup_size(N_THREADS)
+fn main(@builtin(workgroup_id) tile: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+    thread = index;
+    lane = index % N_LANES_OF_K;
+    member = tile.z;
+    first_row = tile.x * N_ROWS;
+    n_rows = rows_of(member);
+    if first_row >= n_rows {
+        return;
+    }
+    first = (tile.y * (N_THREADS / N_LANES_OF_K) + index / N_LANES_OF_K) * GROUP_OUTPUTS;
+    var starts: vec4<u32>;
+    for (var i = 0u; i < N_ROWS; i++) {
+        // Rows past the last repeat it; what they make is not stored.
+        starts[i] = input_row(min(first_row + i, n_rows - 1u)) * (n_in() / 4u);
+    }
+    let n_octets = n_in() / 8u;
+    var at = first_words(n_octets);
+    var squares: Rows;
+    var outputs: Outputs;
+    for (var octet = lane; octet < n_octets; octet += N_LANES_OF_K) {
+        var x = load_inputs(starts, octet);
+        if HAS_GAIN {
+            squares = add_squares(squares, x);
+            let gain_at = member * (n_in() / 4u) + 2u * octet;
+            x = times_gain(x, gain_of(gain_at), gain_of(gain_at + 1u));
+        }
+        outputs = add_outputs(outputs, at, x);
+        at += vec2<u32>(FIRST_STEP, SECOND_STEP);
+    }
+    if HAS_GAIN {
+        squares = exchange(Four(squares, Rows(), Rows(), Rows())).a;
+    }
+    finish_outputs(outputs, squares);
 }

@@ -33,6 +33,8 @@ pub(super) enum Command {
     Doctor(DoctorArgs),
     /// Measure how much slower three models are than the base alone
     Bench(Box<BenchArgs>),
+    /// Print the completions of a shell: `source <(proxytune completions bash)`
+    Completions(CompletionsArgs),
 }
 
 /// Which models, and what is agreed about them.
@@ -99,11 +101,19 @@ pub(super) struct GenerateArgs {
     pub request: RequestFields,
     /// One JSON object a line: {"id": .., "prompt": .., any flag of a request by its snake_case name}; flags given
     /// here are the defaults of the lines; `-` is standard input
-    #[arg(short, long, value_name = "IN.jsonl", help_heading = "Batch")]
+    #[arg(short, long, value_name = "IN.jsonl", help_heading = "Batch", conflicts_with_all = ["prompt", "file"])]
     pub input_file: Option<PathBuf>,
     /// Where the results of a batch go, one a line in the order of the input [default: standard output, also `-`]
-    #[arg(short, long, value_name = "OUT.jsonl", requires = "input_file", help_heading = "Batch")]
+    ///
+    /// If the file is there, the run resumes: finished lines are kept, a torn last line is dropped, failed lines run
+    /// again, and results with other ids than the input's are refused. Ids are compared, not prompts. Lines that run
+    /// again between finished ones go through OUT.jsonl.partial, which takes the file's place at the end; after a
+    /// crash the next run joins the two.
+    #[arg(short, long, value_name = "OUT.jsonl", help_heading = "Batch")]
     pub output_file: Option<PathBuf>,
+    /// Start anew where the output file is there, and lose what it holds
+    #[arg(long, requires = "output_file", help_heading = "Batch")]
+    pub overwrite: bool,
     /// Print one JSON object per text in place of the text; batches always do
     #[arg(long, help_heading = "Output")]
     pub json: bool,
@@ -206,6 +216,13 @@ pub(super) struct Setting {
     pub prompt: usize,
     pub output: usize,
     pub batch: usize,
+}
+
+#[derive(Args)]
+pub(super) struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
 }
 
 /// `--backend`.

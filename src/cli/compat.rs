@@ -75,6 +75,9 @@ impl Report {
             comparison.as_ref().map_err(Error::clone).and_then(|comparison| comparison.vocabulary().map(|_| ()));
         let prompt = PromptRequest { text: PROBE.into(), chat, ..PromptRequest::default() };
         let mut warnings = open::warnings(models);
+        if open::pair_is_one_model(models) {
+            warnings.push("expert and anti-expert are one model: with one prompt their difference is nothing".into());
+        }
         let first_tokens = prompt.first_tokens(&texts)?;
         if !first_tokens.iter().any(|first| first.agrees) {
             warnings.push("no response can begin with the same token in the three roles: see first token".into());

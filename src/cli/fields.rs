@@ -4,7 +4,7 @@
 use crate::engine::request::{MAX_N, Request, Sampling};
 use crate::engine::trio::Trio;
 use crate::engine::worker::random_seed;
-use crate::text::prompt::PromptRequest;
+use crate::text::prompt::{PromptRequest, Roles};
 use crate::text::tokenizer::MAX_TEXT_BYTES;
 use crate::text::vocabulary::ROLES;
 use crate::{Error, Result};
@@ -26,7 +26,7 @@ pub(super) struct RequestFields {
     #[arg(short, long, value_name = "TEXT", help_heading = "Prompt", allow_hyphen_values = true)]
     pub prompt: Option<String>,
     /// Read the prompt from a file, `-` for standard input; one newline at its end is dropped
-    #[arg(short, long, value_name = "FILE", help_heading = "Prompt")]
+    #[arg(short, long, value_name = "FILE", help_heading = "Prompt", conflicts_with = "prompt")]
     pub file: Option<PathBuf>,
     /// Put the prompt into the chat template of these roles: all, none, or a list of base,expert,anti-expert; bare:
     /// expert, the published setting
@@ -142,6 +142,11 @@ impl RequestFields {
         };
         request.validate(trio.vocabulary().n_ids, &trio.vocabulary().stop_ids)?;
         Ok((0..n).map(|sample_index| Request { sample_index, ..request.clone() }).collect())
+    }
+
+    /// Whether any role's prompt goes through a chat template; what cannot be read is refused elsewhere.
+    pub(super) fn uses_chat(&self) -> bool {
+        self.chat.as_deref().is_some_and(|chat| chat.parse() != Ok(Roles::NONE))
     }
 
     /// What only the command line can say: `-` becomes the text of standard input, and a repeatable flag may name an

@@ -1,14 +1,15 @@
 //! `generate`: one prompt to text as it comes, or to JSON. Batches are in [`super::jsonl`].
 
 use super::args::GenerateArgs;
-use super::interrupt::Watched;
+use super::interrupt::Watch;
 use super::jsonl;
+use super::open::pair_is_one_model;
 use super::output::{self, Stdout};
 use super::result::ResultJson;
 use crate::engine::event::{Completion, Event};
 use crate::engine::request::Request;
 use crate::engine::trio::Trio;
-use crate::engine::worker::{self, Handle};
+use crate::engine::worker::{self, EventStream, Handle};
 use crate::{Error, Result};
 use serde_json::Value;
 
@@ -16,8 +17,9 @@ use serde_json::Value;
 const SEPARATOR: &str = "---";
 
 pub(super) fn run(mut args: GenerateArgs) -> Result<()> {
-    if args.input_file.is_some() && (args.request.prompt.is_some() || args.request.file.is_some()) {
-        return Err(Error::argument("input_file", "its lines bring their own prompts; leave out --prompt and --file"));
+    // Not a `requires` of clap, which waives it where a prompt excludes the input file.
+    if args.output_file.is_some() && args.input_file.is_none() {
+        return Err(Error::argument("output_file", "takes the results of a batch: name its lines by --input-file"));
     }
     args.request.settle()?;
     if args.input_file.is_some() {
@@ -26,47 +28,56 @@ pub(super) fn run(mut args: GenerateArgs) -> Result<()> {
     if args.request.record.is_some() && !args.json {
         return Err(Error::argument("record", "shown in JSON only: add --json"));
     }
-    if args.models.chat_template.is_some() && args.request.chat.is_none() {
+    if args.models.chat_template.is_some() && !args.request.uses_chat() {
         return Err(Error::argument("chat_template", "has no effect without --chat"));
     }
     let trio = args.models.open_trio()?;
     let requests = args.request.requests(&trio, args.max_model_len)?;
-    if args.request.alpha.is_some() && pair_is_moot(&trio, &requests[0]) {
-        output::warn("expert and anti-expert are one model with one prompt: alpha changes nothing");
+    if pair_is_moot(&trio, &requests[0]) {
+        warn_of_moot_pair(&args, &trio);
     }
     let engine = Handle::start(trio.clone(), args.device.engine_for(&requests))?;
     let n = requests.len();
-    let mut events = Watched::new(engine.submit(requests)?);
+    let watch = Watch::new();
+    let mut events = engine.submit(requests)?;
     if args.json {
         let id = Value::from(0);
         let mut out = Stdout::new();
-        in_order(&mut events, n, |index, completion| {
+        in_order(&watch, &mut events, n, |index, completion| {
             let recorded = args.request.record.is_some();
             out.json(&ResultJson::new(&id, index as u32, &completion, recorded, &trio))?;
             Ok(completion.error)
         })
     } else {
-        stream(&mut events, n)
+        stream(&watch, &mut events, n)
     }
 }
 
 /// True where the difference of expert and anti-expert is zero whatever the models say.
-fn pair_is_moot(trio: &Trio, request: &Request) -> bool {
+pub(super) fn pair_is_moot(trio: &Trio, request: &Request) -> bool {
     let [_, expert, anti] = trio.member_of_role();
     expert == anti && request.prompts[1] == request.prompts[2] && request.sampling.alpha != 0.0
+}
+
+/// Says so where a pair was asked for.
+pub(super) fn warn_of_moot_pair(args: &GenerateArgs, trio: &Trio) {
+    if args.request.alpha.is_some() || pair_is_one_model(trio.models()) {
+        output::warn("expert and anti-expert are one model with one prompt: alpha changes nothing");
+    }
 }
 
 /// Hands completions on in the order of their requests, each as soon as those before it are done. Gives the first
 /// error that `each` found in one.
 pub(super) fn in_order(
-    events: &mut Watched,
+    watch: &Watch,
+    events: &mut EventStream,
     n: usize,
     mut each: impl FnMut(usize, Completion) -> Result<Option<Error>>,
 ) -> Result<()> {
     let mut done: Vec<Option<Completion>> = vec![None; n];
     let (mut next, mut first_error) = (0, None);
     while next < n {
-        if let Event::Done { request, completion } = events.next()?.ok_or_else(worker::lost)? {
+        if let Event::Done { request, completion } = watch.next(events)?.ok_or_else(worker::lost)? {
             done[request] = Some(*completion);
         }
         while let Some(completion) = done.get_mut(next).and_then(Option::take) {
@@ -78,12 +89,12 @@ pub(super) fn in_order(
 }
 
 /// Prints the first text as it comes; the others wait for their turn.
-fn stream(events: &mut Watched, n: usize) -> Result<()> {
+fn stream(watch: &Watch, events: &mut EventStream, n: usize) -> Result<()> {
     let mut out = Stdout::new();
     let mut texts: Vec<Waiting> = (0..n).map(|_| Waiting::default()).collect();
     let (mut current, mut first_error) = (0, None);
     while current < n {
-        let event = match events.next() {
+        let event = match watch.next(events) {
             Ok(event) => event.ok_or_else(worker::lost)?,
             Err(Error::Interrupted) => return out.line("").and(Err(Error::Interrupted)),
             Err(error) => return Err(error),

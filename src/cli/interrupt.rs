@@ -32,23 +32,26 @@ fn change(from: u8, to: u8) -> bool {
     STATE.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst).is_ok()
 }
 
-/// The events of a submission, until all are in or Ctrl-C is pressed.
-pub(super) struct Watched(EventStream);
+/// While it lives a first Ctrl-C asks to stop; one that an earlier run was asked to stop by still counts.
+pub(super) struct Watch(());
 
-impl Watched {
-    /// Watches from now on; a Ctrl-C that an earlier run was asked to stop by still counts.
-    pub(super) fn new(events: EventStream) -> Self {
+impl Watch {
+    /// Watches from now on.
+    pub(super) fn new() -> Self {
         change(IDLE, PRODUCING);
-        Self(events)
+        Self(())
+    }
+
+    /// An error once Ctrl-C is pressed.
+    pub(super) fn check(&self) -> Result<()> {
+        if STATE.load(Ordering::SeqCst) == ASKED_TO_STOP { Err(Error::Interrupted) } else { Ok(()) }
     }
 
     /// The next event, or none after the last.
-    pub(super) fn next(&mut self) -> Result<Option<Event>> {
+    pub(super) fn next(&self, events: &mut EventStream) -> Result<Option<Event>> {
         loop {
-            if STATE.load(Ordering::SeqCst) == ASKED_TO_STOP {
-                return Err(Error::Interrupted);
-            }
-            match self.0.next_timeout(POLL) {
+            self.check()?;
+            match events.next_timeout(POLL) {
                 Ok(event) => return Ok(Some(event)),
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -57,7 +60,7 @@ impl Watched {
     }
 }
 
-impl Drop for Watched {
+impl Drop for Watch {
     fn drop(&mut self) {
         change(PRODUCING, IDLE);
     }

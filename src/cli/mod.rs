@@ -4,6 +4,7 @@
 mod args;
 mod bench;
 mod compat;
+mod completions;
 pub mod demo;
 mod devices;
 mod doctor;
@@ -12,6 +13,7 @@ mod generate;
 mod hub;
 mod interrupt;
 mod jsonl;
+mod layers;
 mod machine;
 mod open;
 mod output;
@@ -20,8 +22,10 @@ mod result;
 
 use crate::{Error, Result};
 use args::{Cli, Command};
-use clap::Parser;
+use layers::Refusal;
 use std::ffi::OsString;
+
+pub use layers::definition;
 
 /// What is shown where no command is named.
 const SHORT_HELP: &str = "\
@@ -40,9 +44,10 @@ proxytune steers a large language model with a small tuned pair: base + alpha * 
 
 /// Runs one command line, program name first; gives the process's exit code.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
-    let done = match Cli::try_parse_from(args) {
+    let done = match layers::parse(args.into_iter().collect()) {
         Ok(cli) => interrupt::install().and_then(|()| command(cli)),
-        Err(error) => match error.print() {
+        Err(Refusal::Layer(error)) => Err(error),
+        Err(Refusal::Usage(error)) => match error.print() {
             Ok(()) => return error.exit_code() as u8,
             Err(error) => Err(output::io_error(&error)),
         },
@@ -67,5 +72,6 @@ fn command(cli: Cli) -> Result<()> {
         Some(Command::Devices(args)) => devices::run(&args),
         Some(Command::Doctor(args)) => doctor::run(&args),
         Some(Command::Bench(args)) => bench::run(&args),
+        Some(Command::Completions(args)) => completions::run(&args),
     }
 }

@@ -3,10 +3,11 @@
 use super::args::{DeviceArgs, ModelArgs, ShapedArgs};
 use super::hub::Places;
 use super::{demo, output};
-use crate::checkpoint::Source;
+use crate::checkpoint::{Checkpoint, Source};
 use crate::engine::request::Request;
 use crate::engine::trio::{Models, Trio, TrioSources};
 use crate::engine::worker::EngineOptions;
+use crate::text::vocabulary::ROLES;
 use crate::{Error, Result};
 use std::sync::Arc;
 
@@ -61,9 +62,30 @@ impl ShapedArgs {
     }
 }
 
+/// Whether expert and anti-expert are one model that is not the base: most likely a slip.
+pub(super) fn pair_is_one_model(models: &Models) -> bool {
+    let [base, expert, anti] = models.member_of_role();
+    expert == anti && expert != base
+}
+
+/// Parameters beside those of the vocabulary, whose padding says nothing about a model's size.
+fn n_inner_parameters(checkpoint: &Checkpoint) -> usize {
+    let shapes = checkpoint.tensors().map(|(_, tensor)| &tensor.shape);
+    shapes
+        .filter(|shape| shape.first() != Some(&checkpoint.config.n_vocab))
+        .map(|shape| shape.iter().product::<usize>())
+        .sum()
+}
+
 /// What opening the models left to say, once per model.
 pub(super) fn warnings(models: &Models) -> Vec<String> {
     let mut warnings: Vec<String> = Vec::new();
+    let [base, small @ ..] = models.checkpoint_of_role();
+    for (checkpoint, role) in small.into_iter().zip(&ROLES[1..]) {
+        if n_inner_parameters(checkpoint) > n_inner_parameters(base) {
+            warnings.push(format!("{}: {role} is larger than the base; are they exchanged?", checkpoint.name));
+        }
+    }
     for (checkpoint, role) in models.checkpoint_of_role().into_iter().zip(models.role_texts()) {
         for warning in checkpoint.config.warnings.iter().chain(&role.tokenizer.warnings) {
             let warning = format!("{}: {warning}", checkpoint.name);
@@ -78,12 +100,17 @@ pub(super) fn warnings(models: &Models) -> Vec<String> {
 impl DeviceArgs {
     /// An engine with just the room that `requests` need.
     pub(super) fn engine_for(&self, requests: &[Request]) -> EngineOptions {
+        self.engine(EngineOptions::sized_for(requests))
+    }
+
+    /// An engine of this size.
+    pub(super) fn engine(&self, sized: EngineOptions) -> EngineOptions {
         EngineOptions {
             backend: self.backend.into(),
             device: self.device,
             threads: self.threads.map(usize::from),
             kv_cache_dtype: self.kv_cache_dtype.dtype(),
-            ..EngineOptions::sized_for(requests)
+            ..sized
         }
     }
 }

@@ -76,6 +76,11 @@ impl Models {
         self.roles().map(|member| &member.checkpoint)
     }
 
+    /// Which distinct checkpoint each role uses, counted from 0: base, expert, anti-expert.
+    pub fn member_of_role(&self) -> [usize; 3] {
+        self.member_of_role
+    }
+
     /// What each role needs to make its prompt.
     pub fn role_texts(&self) -> [RoleText<'_>; 3] {
         self.roles().map(|member| RoleText {
@@ -128,7 +133,7 @@ impl Trio {
 
     /// Which of [`Self::checkpoints`] each role uses: base, expert, anti-expert.
     pub fn member_of_role(&self) -> [usize; 3] {
-        self.models.member_of_role
+        self.models.member_of_role()
     }
 
     /// The tokenizer of each role.

@@ -78,20 +78,29 @@ pub struct EngineOptions {
 impl EngineOptions {
     /// Just the room that `requests` need.
     pub fn sized_for(requests: &[Request]) -> Self {
-        let tokens = |request: &Request| {
-            request.prompts.iter().map(Vec::len).max().unwrap_or(0) + request.sampling.max_tokens as usize
-        };
-        Self {
+        let mut options = Self {
             backend: BackendChoice::Auto,
             device: None,
             threads: None,
-            n_slots: requests.len().clamp(1, MAX_SLOTS),
-            max_model_len: requests.iter().map(tokens).max().unwrap_or(1),
+            n_slots: 0,
+            max_model_len: 1,
             kv_cache_dtype: None,
             prefill_rows: DEFAULT_PREFILL_ROWS,
-            penalties: requests.iter().any(|request| request.sampling.is_penalised()),
-            record_top: requests.iter().filter_map(|request| request.record).max(),
-        }
+            penalties: false,
+            record_top: None,
+        };
+        requests.iter().for_each(|request| options.make_room_for(request));
+        options.n_slots = options.n_slots.max(1);
+        options
+    }
+
+    /// Makes room for one request more.
+    pub fn make_room_for(&mut self, request: &Request) {
+        let longest = request.prompts.iter().map(Vec::len).max().unwrap_or(0) + request.sampling.max_tokens as usize;
+        self.n_slots = (self.n_slots + 1).min(MAX_SLOTS);
+        self.max_model_len = self.max_model_len.max(longest);
+        self.penalties |= request.sampling.is_penalised();
+        self.record_top = self.record_top.max(request.record);
     }
 
     /// Checks every range, before anything is allocated by them.

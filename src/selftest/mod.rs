@@ -27,7 +27,7 @@ mod samples;
 use crate::Result;
 use crate::backend::Backend;
 use crate::backend::cpu::{Cpu, Isa};
-use crate::backend::wgpu::{self, Wgpu};
+use crate::backend::wgpu::{self, MatrixForm, Wgpu};
 use crate::engine::worker::{self, BackendChoice};
 use launch::{Check, Yardstick};
 use serde::Serialize;
@@ -117,18 +117,25 @@ fn run_cpu(twin: &Cpu, threads: Option<usize>, report: &mut dyn FnMut(&Report)) 
 /// Bytes bound at once in the form that splits matrices; every buffer of the cases fits.
 const SMALL_BINDING: u64 = 256 << 10;
 
-/// The adapter's plain form against the twin; its other forms, subgroups and split matrices, must give its bits.
+/// The adapter's plain form against the twin; its other forms must give its bits: subgroups, split matrices, images.
 fn run_wgpu(device: Option<usize>, twin: &Cpu, report: &mut dyn FnMut(&Report)) -> Result<Outcome> {
-    let options = wgpu::Options { device, software: true, binding_limit: None, subgroups: false };
-    let plain = Wgpu::open(&options)?;
+    let form = |subgroups: bool, binding_limit: Option<u64>, matrices: MatrixForm| {
+        Wgpu::open(&wgpu::Options { device, software: true, binding_limit, subgroups, matrices: Some(matrices) })
+    };
+    let plain = form(false, None, MatrixForm::Buffers)?;
     let mut outcome = run_against(&plain, &format!("{}, plain", plain.describe()), Yardstick::Near(twin), report)?;
-    let split = Wgpu::open(&wgpu::Options { binding_limit: Some(SMALL_BINDING), ..options.clone() })?;
-    let name = format!("{}, matrices split", split.describe());
-    outcome.add(run_against(&split, &name, Yardstick::Bits(&plain), report)?);
-    let grouped = Wgpu::open(&wgpu::Options { subgroups: true, ..options })?;
+    let mut forms = vec![
+        ("matrices split", form(false, Some(SMALL_BINDING), MatrixForm::Buffers)?),
+        ("images split", form(true, Some(SMALL_BINDING), MatrixForm::Images)?),
+    ];
+    let grouped = form(true, None, MatrixForm::Buffers)?;
     if grouped.uses_subgroups() {
-        let name = format!("{}, subgroups", grouped.describe());
-        outcome.add(run_against(&grouped, &name, Yardstick::Bits(&plain), report)?);
+        forms.push(("subgroups", grouped));
+        forms.push(("images", form(false, None, MatrixForm::Images)?));
+    }
+    for (name, backend) in forms {
+        let name = format!("{}, {name}", backend.describe());
+        outcome.add(run_against(&backend, &name, Yardstick::Bits(&plain), report)?);
     }
     Ok(outcome)
 }

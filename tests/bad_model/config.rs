@@ -3,7 +3,7 @@
 use super::model::ModelDir;
 use super::{Case, Expect, case, open, refuse};
 use Expect::{Field, File};
-use proxytune::checkpoint::{Dtype, Family, ModelConfig, RopeScaling};
+use proxytune::checkpoint::{Dtype, Family, ModelConfig, Rope, RopeScaling};
 use serde_json::{Value, json};
 
 const FILE: &str = "config.json";
@@ -126,14 +126,13 @@ fn numbers_that_would_break_the_arithmetic() {
                 Field(FILE, "rope_scaling.rope_theta", "from 1 to 1e15"),
             ),
             case(
-                "linear",
-                rope(json!({"type": "linear", "factor": 2})),
-                Field(FILE, "rope_scaling.type", "\"linear\" is not supported; accepted are default and llama3"),
-            ),
-            case(
-                "yarn",
-                rope(json!({"rope_type": "yarn"})),
-                Field(FILE, "rope_scaling.rope_type", "\"yarn\" is not supported"),
+                "an unknown kind",
+                rope(json!({"type": "dynamic", "factor": 2})),
+                Field(
+                    FILE,
+                    "rope_scaling.type",
+                    "\"dynamic\" is not supported; accepted are default, linear, llama3 and yarn",
+                ),
             ),
             case(
                 "partial",
@@ -176,23 +175,18 @@ fn numbers_that_would_break_the_arithmetic() {
 #[test]
 fn what_the_graph_does_not_build() {
     let quantized = json!({"quant_method": "gptq", "bits": 4});
-    let window = |m: &ModelDir, layer: &str| {
-        m.set(FILE, "/architectures", json!(["Qwen2ForCausalLM"]));
-        m.set(FILE, "/model_type", json!("qwen2"));
-        m.set(FILE, "/sliding_window", json!(64));
-        m.set(FILE, "/layer_types", json!([layer]));
-    };
     refuse(
         vec![
             field(
                 "architectures",
-                json!(["MistralForCausalLM"]),
-                "\"MistralForCausalLM\" is not supported; accepted are llama",
+                json!(["GPT2LMHeadModel"]),
+                "\"GPT2LMHeadModel\" is not supported; accepted are llama, qwen2, qwen3,",
             ),
             field("architectures", json!("LlamaForCausalLM"), "must be a list of one string"),
             field("architectures", json!([]), "must be a list of one string"),
             field("architectures", json!(["LlamaForCausalLM", "x"]), "must be a list of one string"),
-            field("model_type", json!("gemma3"), "\"gemma3\" is not supported"),
+            field("model_type", json!("gpt2"), "\"gpt2\" is not supported"),
+            field("model_type", json!("gemma3"), "does not fit the architecture LlamaForCausalLM"),
             field("model_type", json!("qwen2"), "does not fit the architecture LlamaForCausalLM"),
             field("model_type", json!(1), "must be a string"),
             case(
@@ -216,38 +210,20 @@ fn what_the_graph_does_not_build() {
             field("eos_token_id", json!(1u64 << 32), "must be a token id"),
             field("bos_token_id", json!([1, "x"]), "must be a token id"),
             qwen2("attention_bias", json!(false), "attention_bias", "false is not supported for qwen2"),
-            case(
-                "a window in one layer",
-                move |m| window(m, "sliding_attention"),
-                Field(FILE, "layer_types", "only full_attention"),
-            ),
-            case(
-                "a window in every layer",
-                |m| {
-                    m.set(FILE, "/use_sliding_window", json!(true));
-                    m.set(FILE, "/sliding_window", json!(64));
-                    m.set(FILE, "/max_window_layers", json!(0));
-                },
-                Field(FILE, "use_sliding_window", "not supported"),
-            ),
         ],
         open,
     );
 }
 
-fn config_with(change: impl FnOnce(&ModelDir)) -> ModelConfig {
+pub(super) fn config_with(change: impl FnOnce(&ModelDir)) -> ModelConfig {
     let model = ModelDir::llama();
     change(&model);
     open(&model).expect("a right model").config
 }
 
-#[test]
-fn windows_that_hide_nothing_are_read_past() {
-    for (name, value) in
-        [("use_sliding_window", json!(true)), ("sliding_window", json!(128)), ("sliding_window", json!(64))]
-    {
-        config_with(|model| model.set(FILE, &format!("/{name}"), value));
-    }
+/// The first layer's.
+pub(super) fn rope_of(config: &ModelConfig) -> Rope {
+    config.layers[0].rope.expect("it has rotary positions")
 }
 
 #[test]
@@ -271,15 +247,15 @@ fn both_spellings_are_one_model() {
         m.set(FILE, "/dtype", json!("torch.bfloat16"));
     });
     assert_eq!(old, new);
-    assert_eq!((old.rope.theta, old.dtype), (500_000.0, Some(Dtype::Bf16)));
+    assert_eq!((rope_of(&old).theta, old.dtype), (500_000.0, Some(Dtype::Bf16)));
     let scaling =
         RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_positions: 64 };
-    assert_eq!(old.rope.scaling, scaling);
+    assert_eq!(rope_of(&old).scaling, scaling);
 
     let inside_wins = config_with(|m| m.set(FILE, "/rope_scaling", json!({"rope_theta": 2.0})));
-    assert_eq!((inside_wins.rope.theta, inside_wins.rope.scaling), (2.0, RopeScaling::None));
+    assert_eq!(rope_of(&inside_wins), Rope { theta: 2.0, scaling: RopeScaling::None });
     let unsaid = config_with(|m| m.set(FILE, "/rope_theta", Value::Null));
-    assert_eq!(unsaid.rope.theta, 10_000.0, "transformers' default");
+    assert_eq!(rope_of(&unsaid).theta, 10_000.0, "transformers' default");
     let own_length = config_with(|m| {
         m.set(
             FILE,
@@ -287,7 +263,7 @@ fn both_spellings_are_one_model() {
             with(&[("type", json!("llama3")), ("original_max_position_embeddings", Value::Null)]),
         )
     });
-    assert!(matches!(own_length.rope.scaling, RopeScaling::Llama3 { original_max_positions: 128, .. }));
+    assert!(matches!(rope_of(&own_length).scaling, RopeScaling::Llama3 { original_max_positions: 128, .. }));
 }
 
 #[test]
@@ -322,7 +298,7 @@ fn remote_code_and_odd_types_are_said() {
 /// most eight operations, so 1e-6 of the value bounds the difference.
 #[test]
 fn frequencies_are_those_of_the_formulas() {
-    let rope = config_with(|m| {
+    let rope = rope_of(&config_with(|m| {
         m.set(
             FILE,
             "/rope_scaling",
@@ -330,8 +306,7 @@ fn frequencies_are_those_of_the_formulas() {
             "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}),
         );
         m.set(FILE, "/rope_theta", json!(500_000.0));
-    })
-    .rope;
+    }));
     let (mut kept, mut ramped, mut divided) = (0, 0, 0);
     for (i, got) in rope.inverse_frequencies(128).into_iter().enumerate() {
         let plain = 500_000f64.powf(-(2.0 * i as f64) / 128.0);

@@ -2,6 +2,7 @@
 //! field, and nothing panics, hangs, or allocates what a file merely claims.
 
 mod config;
+mod families;
 mod fuzz;
 mod layout;
 #[path = "../common/model.rs"]

@@ -4,9 +4,12 @@
 mod batch;
 mod demo;
 mod flags;
+mod help;
+mod layers;
 mod process;
 mod refusals;
 mod reports;
+mod resume;
 
 use serde_json::{Value, json};
 use std::fs;

@@ -2,7 +2,7 @@
 
 use super::{QUESTION, command, spawn, stderr};
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 
 /// Runs long enough for anything to happen to it meanwhile: 128 texts of 240 tokens.
@@ -49,6 +49,51 @@ fn ctrl_c_keeps_what_was_printed() {
     assert_eq!((output.status.code(), stderr(&output)), (Some(130), ""));
     assert_eq!(&begun, b" In Torun");
     assert!(rest.ends_with('\n') && !rest.contains("\n---\n"), "{rest:?}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_second_ctrl_c_ends_it_at_once_and_quietly() {
+    let mut child = spawn(&mut command(&LONG));
+    let mut out = child.stdout.take().expect("a pipe");
+    out.read_exact(&mut [0; 9]).expect("text comes");
+    for _ in 0..2 {
+        let signalled = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+        assert!(signalled.expect("kill is there").success());
+    }
+    drop(out);
+    let output = child.wait_with_output().expect("it ends");
+    // The pipe may be found closed before the first Ctrl-C is seen.
+    assert!(matches!(output.status.code(), Some(130 | 141)) && stderr(&output).is_empty(), "{output:?}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_batch_whose_reader_goes_away_is_quiet() {
+    let line = serde_json::json!({ "prompt": QUESTION, "n": 64, "ignore_eos": true });
+    let mut child = spawn(command(&["generate", "--demo", "--backend", "cpu", "-i", "-"]).stdin(Stdio::piped()));
+    let mut input = child.stdin.take().expect("a pipe");
+    drop(child.stdout.take());
+    (0..8).for_each(|_| writeln!(input, "{line}").expect("it reads"));
+    drop(input);
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!((output.status.code(), stderr(&output)), (Some(141), ""));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn closed_standard_streams_are_no_panic() {
+    for (redirection, args, code) in [
+        ("<&-", "generate --demo --backend cpu -p -", 2),
+        ("<&-", "generate --demo --backend cpu -i -", 0),
+        (">&-", "devices", 0),
+        ("2>&-", "generate --demo -p a --alpha 9999", 2),
+    ] {
+        let line = format!("exec {} {args} {redirection}", env!("CARGO_BIN_EXE_proxytune"));
+        let output = Command::new("sh").args(["-c", &line]).output().expect("sh is there");
+        assert_eq!(output.status.code(), Some(code), "{line}: {}", stderr(&output));
+        assert!(!stderr(&output).contains("panicked"), "{line}: {}", stderr(&output));
+    }
 }
 
 /// What a command prints on a terminal, which util-linux's `script` plays.

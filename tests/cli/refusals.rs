@@ -1,6 +1,8 @@
 //! Wrong use: the exit code, and a message that names what is wrong.
 
-use super::{ask, run, stderr, stdout};
+use super::{QUESTION, Saved, ask, good, run, run_with, stderr, stdout};
+use std::any::TypeId;
+use std::fs;
 
 #[test]
 fn wrong_use_is_refused_by_name() {
@@ -41,8 +43,13 @@ fn wrong_use_is_refused_by_name() {
         (&["--record", "21", "--json"], 2, "record"),
         (&["--record", "1"], 2, "--json"),
         (&["--response-prefix", "x "], 0, ""),
-        (&["-f", "-"], 2, "both a prompt and a file"),
-        (&["-i", "-"], 2, "input_file"),
+        (&["-f", "-"], 2, "'--prompt <TEXT>' cannot be used with '--file <FILE>'"),
+        (&["-i", "-"], 2, "'--prompt <TEXT>' cannot be used with '--input-file <IN.jsonl>'"),
+        (&["--overwrite"], 2, "--output-file"),
+        (&["--json=true"], 2, "--json"),
+        (&["--json", "--json"], 2, "--json"),
+        (&["--max-model-len", "0"], 2, "--max-model-len"),
+        (&["--max-model-len", "4294967296"], 2, "--max-model-len"),
         (&["-o", "x"], 2, "--input-file"),
         (&["-t", "0"], 2, "--threads"),
         (&["--device", "7"], 5, "cpu: there is one device"),
@@ -78,11 +85,120 @@ fn other_refusals_have_their_exit_codes() {
         (&["demo", "--alpha", "2000"], 2, "alpha: 2000"),
         (&["demo", "", "--backend", "cpu"], 2, "prompt"),
         (&["dmeo"], 2, "demo"),
+        (&["generate", "--demo", "-p", "a", "--chat", "none", "--chat-template", "t"], 2, "chat_template"),
+        (&["generate", "--demo", "-p", "a", "--config", "/no/such/file"], 2, "/no/such/file"),
     ];
     for (args, code, part) in cases {
         let output = run(args);
         assert_eq!(output.status.code(), Some(*code), "{args:?}: {}", stderr(&output));
         assert!(stderr(&output).contains(part), "{args:?}: {}", stderr(&output));
         assert_eq!(stdout(&output), "", "{args:?}");
+    }
+}
+
+/// Every flag that takes a number, with texts that are none or out of every range. What is accepted is listed.
+#[test]
+fn bad_numbers_are_refused_by_every_flag() {
+    const BAD: [&str; 8] = ["", "-1", "0x10", "1e99", "NaN", "-inf", "9999999999999999999", "1,5"];
+    const FINE: [(&str, &str); 9] = [
+        ("alpha", "-1"),
+        ("top-k", "-1"),
+        ("presence-penalty", "-1"),
+        ("frequency-penalty", "-1"),
+        ("seed", "9999999999999999999"),
+        ("temperature", "9999999999999999999"),
+        ("repetition-penalty", "9999999999999999999"),
+        // A list of ids.
+        ("stop-token-ids", "1,5"),
+        // Refused too, with the code of a device that is not there.
+        ("device", "9999999999999999999"),
+    ];
+    let is_number = |flag: &&clap::Arg| {
+        let kind = flag.get_value_parser().type_id();
+        let number = [TypeId::of::<f32>(), TypeId::of::<u16>(), TypeId::of::<u32>(), TypeId::of::<i64>()];
+        number.iter().chain(&[TypeId::of::<u64>(), TypeId::of::<usize>()]).any(|number| kind == *number)
+    };
+    let definition = proxytune::cli::definition();
+    let generate = definition.find_subcommand("generate").expect("a command");
+    let flags: Vec<&str> = generate.get_arguments().filter(is_number).filter_map(|flag| flag.get_long()).collect();
+    assert!(flags.len() > 15, "{flags:?}");
+    for (flag, value) in flags.iter().flat_map(|flag| BAD.map(|value| (*flag, value))) {
+        if FINE.contains(&(flag, value)) {
+            continue;
+        }
+        let output = run(&["generate", "--demo", "-p", "a", "--json", &format!("--{flag}={value}")]);
+        assert_eq!((output.status.code(), stdout(&output)), (Some(2), ""), "--{flag}={value}: {}", stderr(&output));
+        let said = stderr(&output);
+        assert!(said.contains(flag) || said.contains(&flag.replace('-', "_")), "--{flag}={value}: {said}");
+    }
+}
+
+/// What is odd and may be meant runs, with a word on standard error.
+#[test]
+fn odd_trios_and_settings_are_told_of() {
+    let saved = Saved::new();
+    let [base, expert, anti] = saved.paths();
+    let template = saved.path("t.jinja");
+    fs::write(&template, "{{ messages[0].content }}").expect("written");
+    let moot = "expert and anti-expert are one model with one prompt: alpha changes nothing";
+    let exchanged = "expert is larger than the base; are they exchanged?";
+    let cases: &[(&[&str], &[&str])] = &[
+        (&["--base", &base, "--expert", &expert, "--anti-expert", &anti], &[]),
+        (&["--base", &base], &[]),
+        (&["--base", &base, "--expert", &base, "--anti-expert", &base], &[]),
+        (&["--base", &base, "--alpha", "2"], &[moot]),
+        (&["--base", &base, "--alpha", "0"], &[]),
+        (&["--base", &base, "--expert", &expert, "--anti-expert", &expert], &[moot]),
+        (&["--base", &expert, "--expert", &base, "--anti-expert", &anti], &[exchanged]),
+        (&["--base", &expert, "--expert", &anti, "--anti-expert", &base], &["anti_expert is larger than the base"]),
+    ];
+    for (models, warnings) in cases {
+        let alone = ["generate", "--backend", "cpu", "-p", QUESTION, "-n", "2"];
+        let batch = ["generate", "--backend", "cpu", "-n", "2", "-i", "-"];
+        for start in [&alone[..], &batch] {
+            let output = run_with(&[start, models].concat(), b"{\"prompt\": \"Who?\"}");
+            assert_eq!(output.status.code(), Some(0), "{models:?}: {}", stderr(&output));
+            let said: Vec<&str> = stderr(&output).lines().collect();
+            assert_eq!(said.len(), warnings.len(), "{models:?}: {said:?}");
+            let all =
+                said.iter().zip(*warnings).all(|(said, part)| said.starts_with("warning: ") && said.contains(part));
+            assert!(all, "{models:?}: {said:?}");
+        }
+    }
+    let compat = run(&["compat", "--base", &base, "--expert", &expert, "--anti-expert", &expert]);
+    assert!(good(&compat).contains("warning: expert and anti-expert are one model"), "{}", stdout(&compat));
+    let compat = run(&["compat", "--base", &expert, "--expert", &base, "--anti-expert", &anti]);
+    assert!(good(&compat).contains(exchanged), "{}", stdout(&compat));
+    let unused = ["generate", "--demo", "-n", "2", "--chat-template", &template, "-i", "-"];
+    for (line, n_warnings) in [(r#"{"prompt": "Who?"}"#, 1), (r#"{"prompt": "Who?", "chat": true}"#, 0)] {
+        let output = run_with(&unused, line.as_bytes());
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let warning = "chat_template: has no effect, no line uses chat";
+        assert_eq!(stderr(&output).matches(warning).count(), n_warnings, "{line}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn files_without_permission_are_named() {
+    use std::os::unix::fs::PermissionsExt;
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    fs::set_permissions(file.path(), fs::Permissions::from_mode(0o000)).expect("changed");
+    if fs::File::open(file.path()).is_ok() {
+        // Nothing is hidden from root.
+        return;
+    }
+    let path = file.path().to_str().expect("UTF-8");
+    let cases: [(&[&str], i32); 5] = [
+        (&["-f", path], 2),
+        (&["-i", path], 2),
+        (&["-i", "-", "-o", path], 2),
+        (&["-p", "a", "--config", path], 2),
+        (&["-p", "a", "--chat", "--chat-template", path], 3),
+    ];
+    for (args, code) in cases {
+        let output = run(&[&["generate", "--demo"], args].concat());
+        assert_eq!((output.status.code(), stdout(&output)), (Some(code), ""), "{args:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(path), "{args:?}: {}", stderr(&output));
     }
 }

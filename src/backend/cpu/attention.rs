@@ -5,7 +5,6 @@ use super::simd::Kernel;
 use super::*;
 use crate::backend::math::exp_nonpositive;
 use half::{bf16, f16};
-use rayon::prelude::*;
 
 /// See [`Attention`].
 pub(super) fn run(cpu: &Cpu, op: Attention<'_, Cpu>) {
@@ -27,7 +26,8 @@ fn attend<T: Pod + Sync>(cpu: &Cpu, op: Attention<'_, Cpu>, widen: impl Fn(T) ->
     let (qkv, places, table, plane) = (&qkv[..], &places[..], &table[..], &plane[..]);
     let lane = Lane { params: &params, table, plane, widen: &widen };
     let isa = cpu.isa;
-    let task = |work: &mut Work, (index, y): (usize, &mut [f32])| {
+    let task = |(index, y): &mut (usize, &mut [f32])| {
+        let (work, index) = (&mut Work::new(group, head_dim), *index);
         let (row, kv_head) = (index / n_kv_heads, index % n_kv_heads);
         let (member, place) = (row / cap, places[row]);
         if row % cap >= n_rows[member] {
@@ -40,8 +40,8 @@ fn attend<T: Pod + Sync>(cpu: &Cpu, op: Attention<'_, Cpu>, widen: impl Fn(T) ->
         }
     };
     let mut y = op.y.view_mut::<f32>();
-    let tasks = y.par_chunks_exact_mut(group * head_dim).enumerate();
-    cpu.pool.install(|| tasks.for_each_init(|| Work::new(group, head_dim), task));
+    let mut tasks: Vec<_> = y.chunks_exact_mut(group * head_dim).enumerate().collect();
+    cpu.threads.share(&mut tasks, task);
 }
 
 /// Keys and values of a sequence, and how they are read.

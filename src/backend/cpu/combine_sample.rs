@@ -7,7 +7,6 @@ use super::select::Filters;
 use super::simd::Kernel;
 use super::*;
 use crate::backend::math::{gumbel, philox};
-use rayon::prelude::*;
 
 const NEG_INF: f32 = f32::NEG_INFINITY;
 
@@ -33,7 +32,7 @@ pub(super) fn run(cpu: &Cpu, op: CombineSample<'_, Cpu>) {
         }
     }
     let isa = cpu.isa;
-    cpu.pool.install(|| draws.par_iter_mut().for_each(|draw| isa.run(draw)));
+    cpu.threads.share(&mut draws, |draw| isa.run(draw));
 }
 
 /// What all samples read.

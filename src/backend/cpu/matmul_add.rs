@@ -1,40 +1,55 @@
 //! The twin of `shaders/matmul_add.wgsl`.
 
-use super::matrix::{GROUP, Rows, Sums, multiply};
-use super::rows::RowKernel;
+use super::matrix::{Epilogue, Output, multiply};
+use super::rows::Rows;
+use super::simd::GROUP;
 use super::*;
+
+/// Widths whose rows stand a page apart, so that equal columns of a tile's rows meet in one set of the first cache.
+const PAGE_WIDTH: usize = 1024;
+/// Rows from which on that costs more than copying them apart.
+const ROWS_TO_COPY: usize = 8;
 
 /// See [`MatmulAdd`].
 pub(super) fn run(cpu: &Cpu, op: MatmulAdd<'_, Cpu>) {
-    let MatmulAddParams { cap, n_out, scale, .. } = op.params;
-    let [cap, n_out] = [cap, n_out].map(|n| n as usize);
-    let scratch = &mut *cpu.scratch.borrow_mut();
-    let n_rows = rows::n_rows(op.extents);
+    let MatmulAddParams { cap, n_in, n_out, scale } = op.params;
+    let [cap, n_in, n_out] = [cap, n_in, n_out].map(|n| n as usize);
+    let (scratch, n_rows) = (&mut *cpu.scratch.borrow_mut(), rows::n_rows(op.extents));
     let y = op.y.view::<f32>();
-    let sums = multiply(cpu, op.w, Rows { x: &y, cap, n_rows }, &mut scratch.sums[0]);
+    let y = &y[..];
+    let inputs = if n_in.is_multiple_of(PAGE_WIDTH) && n_rows.into_iter().any(|n| n >= ROWS_TO_COPY) {
+        let row = |member, row| &y[(member * cap + row) * n_in..][..n_in];
+        Rows::prepare(cpu, scratch, (n_rows, n_in), None, row)
+    } else {
+        Rows::of_buffer(y, [cap, n_in], n_rows)
+    };
     let bias = op.bias.map(|bias| bias.view::<f32>());
-    let add = Add { sums, bias: bias.as_deref(), scale };
-    rows::for_each_row(cpu, &mut op.x.view_mut(), [cap, n_out], n_rows, &add);
+    let add = Add { bias: bias.as_deref(), n_out, scale };
+    multiply(cpu, [op.w], &inputs, (&mut op.x.view_mut(), cap), &add);
 }
 
 /// `x += scale * (sum + bias)`.
 struct Add<'a> {
-    sums: Sums<'a>,
     bias: Option<&'a [f32]>,
+    n_out: usize,
     scale: f32,
 }
 
-impl RowKernel for Add<'_> {
+impl Epilogue<1> for Add<'_> {
     #[inline(always)]
-    fn run(&self, member: usize, row: usize, x: &mut [f32]) {
-        let (n_out, scale) = (x.len(), self.scale);
-        for (group, (x, sums)) in x.chunks_mut(GROUP).zip(self.sums.row(member, row)).enumerate() {
-            match self.bias {
-                Some(bias) => {
-                    let bias = &bias[member * n_out + group * GROUP..];
-                    x.iter_mut().zip(sums).zip(bias).for_each(|((x, sum), bias)| *x = scale.mul_add(sum + bias, *x));
+    fn run(&self, at: Output, [sums]: [&[f32; GROUP]; 1], x: &mut [f32]) {
+        let scale = self.scale;
+        match self.bias {
+            Some(bias) => {
+                let bias = &bias[at.member * self.n_out + at.column..];
+                for ((x, sum), bias) in x.iter_mut().zip(sums).zip(bias) {
+                    *x = scale.mul_add(sum + bias, *x);
                 }
-                None => x.iter_mut().zip(sums).for_each(|(x, sum)| *x = scale.mul_add(*sum, *x)),
+            }
+            None => {
+                for (x, sum) in x.iter_mut().zip(sums) {
+                    *x = scale.mul_add(*sum, *x);
+                }
             }
         }
     }

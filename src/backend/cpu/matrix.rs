@@ -1,15 +1,21 @@
-//! Weights as the CPU reads them, and the product of a matrix with the rows of a step.
+//! Weights as the CPU reads them, and the product of matrices with the rows of a step.
 //!
 //! A matrix is cut into groups of [`GROUP`] outputs, each stored as `[n_in][GROUP]` in the checkpoint's type: one stream
 //! of memory per group, no horizontal sum. Missing outputs of the last group are zero.
+//!
+//! A task is a group and some rows, and makes their outputs whole: the sums stand in registers, then in the first
+//! cache, then the op's epilogue makes outputs of them. A thread's tasks are groups that follow each other in memory.
 
-use super::simd::Weight;
+use super::rows::Rows;
+use super::simd::work::Grid;
+use super::simd::{Ahead, GROUP, Kernel, MAX_TILE_ROWS, Tile, Weight};
 use super::*;
 use half::{bf16, f16};
-use rayon::prelude::*;
 
-/// Outputs that stand interleaved.
-pub(super) const GROUP: usize = 64;
+/// Bytes of rows that stay in a core's second cache while all groups pass.
+const ROWS_BYTES: usize = 256 << 10;
+/// Least rows of a task, where there are more: a group read from memory is used for as many.
+const MIN_ROWS: usize = 48;
 
 /// A matrix of one or two members.
 pub struct Matrix {
@@ -25,15 +31,16 @@ enum Elements {
 }
 
 impl Matrix {
-    pub(super) fn new(spec: MatrixSpec, members: &[&[u8]]) -> Result<Self> {
+    pub(super) fn new(threads: &Threads, spec: MatrixSpec, members: &[&[u8]]) -> Result<Self> {
         let MatrixSpec { dtype, n_rows: n_out, n_cols: n_in } = spec;
         assert!(members.iter().all(|bytes| bytes.len() == spec.bytes()), "a matrix has the bytes of its shape");
+        let shape = [n_out, n_in];
         let elements = |bytes: &&[u8]| match dtype {
             Dtype::F32 => {
-                interleave(n_out, n_in, bytes, |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).map(Elements::F32)
+                interleave(threads, shape, bytes, |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).map(Elements::F32)
             }
-            Dtype::F16 => interleave(n_out, n_in, bytes, |b| f16::from_le_bytes([b[0], b[1]])).map(Elements::F16),
-            Dtype::Bf16 => interleave(n_out, n_in, bytes, |b| bf16::from_le_bytes([b[0], b[1]])).map(Elements::Bf16),
+            Dtype::F16 => interleave(threads, shape, bytes, |b| f16::from_le_bytes([b[0], b[1]])).map(Elements::F16),
+            Dtype::Bf16 => interleave(threads, shape, bytes, |b| bf16::from_le_bytes([b[0], b[1]])).map(Elements::Bf16),
         };
         Ok(Self { n_out, n_in, members: members.iter().map(elements).collect::<Result<_>>()? })
     }
@@ -46,7 +53,7 @@ impl Matrix {
     /// Row `index` of a member, widened.
     pub(super) fn read_row(&self, member: usize, index: usize, row: &mut [f32]) {
         fn gather<W: Weight>(elements: &[W], index: usize, row: &mut [f32]) {
-            let first = index / GROUP * row.len() * GROUP + index % GROUP;
+            let first = index / GROUP * row.len() * GROUP + W::place(index % GROUP);
             for (k, x) in row.iter_mut().enumerate() {
                 *x = elements[first + k * GROUP].widen();
             }
@@ -57,84 +64,111 @@ impl Matrix {
             Elements::Bf16(elements) => gather(elements, index, row),
         }
     }
+
+    /// The sums of a group with a tile, which is number `index` of the `n` that a task takes it through.
+    fn multiply(&self, isa: Isa, group: Group, rows: &Rows, [index, n]: [usize; 2], sums: &mut [[f32; GROUP]]) {
+        let x = rows.from(group.member, group.first_row);
+        let span = group.index * self.n_in * GROUP..(group.index + 1) * self.n_in * GROUP;
+        let tile = |ahead| Tile { x, stride: rows.stride, ahead };
+        match &self.members[group.member] {
+            Elements::F32(w) => isa.multiply(&w[span.clone()], tile(Ahead::new(&w[span], index, n)), sums),
+            Elements::F16(w) => isa.multiply(&w[span.clone()], tile(Ahead::new(&w[span], index, n)), sums),
+            Elements::Bf16(w) => isa.multiply(&w[span.clone()], tile(Ahead::new(&w[span], index, n)), sums),
+        }
+    }
+}
+
+/// A group of a member's outputs, and the first of some rows.
+#[derive(Clone, Copy)]
+struct Group {
+    member: usize,
+    index: usize,
+    first_row: usize,
 }
 
 /// Row-major bytes to groups.
 fn interleave<W: Weight + Default>(
-    n_out: usize,
-    n_in: usize,
+    threads: &Threads,
+    [n_out, n_in]: [usize; 2],
     bytes: &[u8],
     read: impl Fn(&[u8]) -> W + Sync,
 ) -> Result<Vec<W>> {
-    let n_elements = n_out.div_ceil(GROUP) * GROUP * n_in;
+    let (n_groups, width) = (n_out.div_ceil(GROUP), n_in * GROUP);
     let mut elements = Vec::new();
-    let needed = (n_elements * size_of::<W>()) as u64;
+    let needed = (n_groups * width * size_of::<W>()) as u64;
     let refused = |_| Error::Memory { what: "a weight matrix".into(), needed, limit: isize::MAX as u64 };
-    elements.try_reserve_exact(n_elements).map_err(refused)?;
-    elements.resize(n_elements, W::default());
-    elements.par_chunks_mut(GROUP * n_in).zip(bytes.par_chunks(GROUP * n_in * size_of::<W>())).for_each(
-        |(group, bytes)| {
-            for (lane, row) in bytes.chunks_exact(n_in * size_of::<W>()).enumerate() {
-                for (k, element) in row.chunks_exact(size_of::<W>()).enumerate() {
-                    group[k * GROUP + lane] = read(element);
-                }
+    elements.try_reserve_exact(n_groups * width).map_err(refused)?;
+    elements.resize(n_groups * width, W::default());
+    let rows: Vec<&[u8]> = bytes.chunks_exact(n_in * size_of::<W>()).collect();
+    let mut groups: Vec<_> = elements.chunks_exact_mut(width).zip(rows.chunks(GROUP)).collect();
+    threads.share(&mut groups, |(group, rows)| {
+        for (lane, row) in rows.iter().enumerate() {
+            let place = W::place(lane);
+            for (k, element) in row.chunks_exact(size_of::<W>()).enumerate() {
+                group[k * GROUP + place] = read(element);
             }
-        },
-    );
+        }
+    });
     Ok(elements)
 }
 
-/// Rows to multiply: `[members][cap][n_in]`, of which `n_rows` of each member count.
+/// What an op makes of the sums of `N` matrices. `run` is `#[inline(always)]`, as for a [`Kernel`].
+pub(super) trait Epilogue<const N: usize>: Sync {
+    /// Outputs `at.column..` of a row, as many as `y` has; the sums may be more.
+    fn run(&self, at: Output, sums: [&[f32; GROUP]; N], y: &mut [f32]);
+}
+
+/// Where outputs are.
 #[derive(Clone, Copy)]
-pub(super) struct Rows<'a> {
-    pub(super) x: &'a [f32],
-    pub(super) cap: usize,
-    pub(super) n_rows: [usize; MAX_MEMBERS],
+pub(super) struct Output {
+    pub(super) member: usize,
+    pub(super) row: usize,
+    pub(super) column: usize,
 }
 
-impl Rows<'_> {
-    fn most(&self) -> usize {
-        self.n_rows.into_iter().max().unwrap_or(0)
+struct OneRow<'a, E, const N: usize>(&'a E, Output, [&'a [f32; GROUP]; N], &'a mut [f32]);
+
+impl<E: Epilogue<N>, const N: usize> Kernel for OneRow<'_, E, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let OneRow(epilogue, at, sums, y) = self;
+        epilogue.run(at, sums, y);
     }
 }
 
-/// Sums of a product: `[members][groups][rows][GROUP]`.
-pub(super) struct Sums<'a> {
-    sums: &'a [f32],
-    n_groups: usize,
-    n_rows: usize,
-}
-
-impl Sums<'_> {
-    /// The sums of row `row` of a member in order of outputs, `GROUP` at a time; the last may have too many.
-    pub(super) fn row(&self, member: usize, row: usize) -> impl Iterator<Item = &[f32]> {
-        let group = move |group| ((member * self.n_groups + group) * self.n_rows + row) * GROUP;
-        (0..self.n_groups).map(move |index| &self.sums[group(index)..][..GROUP])
-    }
-}
-
-/// All rows of all members times their matrices. Threads take groups.
-pub(super) fn multiply<'a>(cpu: &Cpu, w: &Matrix, rows: Rows, sums: &'a mut Vec<f32>) -> Sums<'a> {
-    let (n_groups, n_rows) = (w.n_out.div_ceil(GROUP), rows.most());
-    let n_sums = w.members.len() * n_groups * n_rows * GROUP;
-    if sums.len() < n_sums {
-        sums.resize(n_sums, 0.0);
-    }
-    let (isa, n_in, members) = (cpu.isa, w.n_in, &w.members);
-    let group = |(task, sums): (usize, &mut [f32])| {
-        let (member, group) = (task / n_groups, task % n_groups);
-        let n_rows = rows.n_rows[member];
-        let x = &rows.x[member * rows.cap * n_in..][..n_rows * n_in];
-        let (sums, span) = (&mut sums[..n_rows * GROUP], group * n_in * GROUP..(group + 1) * n_in * GROUP);
-        match &members[member] {
-            Elements::F32(elements) => isa.multiply(&elements[span], x, n_in, sums),
-            Elements::F16(elements) => isa.multiply(&elements[span], x, n_in, sums),
-            Elements::Bf16(elements) => isa.multiply(&elements[span], x, n_in, sums),
-        }
+/// All rows times `N` matrices of one shape, made outputs in `y`, `[members * cap][n_out]`.
+pub(super) fn multiply<const N: usize>(
+    cpu: &Cpu,
+    w: [&Matrix; N],
+    rows: &Rows,
+    (y, cap): (&mut [f32], usize),
+    epilogue: &impl Epilogue<N>,
+) {
+    let (isa, n_rows, [n_out, n_in]) = (cpu.isa, rows.n_rows, [w[0].n_out, w[0].n_in]);
+    let grid = Grid {
+        cap,
+        width: n_out,
+        n_rows,
+        rows: (ROWS_BYTES / (size_of::<f32>() * n_in)).max(MIN_ROWS),
+        columns: GROUP,
+        operations: n_rows.iter().sum::<usize>() * N * n_in * n_out,
     };
-    if n_rows > 0 {
-        let tasks = sums[..n_sums].par_chunks_mut(n_rows * GROUP).enumerate();
-        cpu.pool.install(|| tasks.for_each(group));
-    }
-    Sums { sums: &sums[..n_sums], n_groups, n_rows }
+    cpu.threads.blocks(y, &grid, |place, mut block| {
+        let (member, column, n) = (place.member, place.columns.start, place.rows.len());
+        let n_tiles = n.div_ceil(isa.tile_rows());
+        let mut sums = [[[0.0; GROUP]; MAX_TILE_ROWS]; N];
+        for tile in 0..n_tiles {
+            let in_block = n * tile / n_tiles..n * (tile + 1) / n_tiles;
+            let group = Group { member, index: column / GROUP, first_row: place.rows.start + in_block.start };
+            for (w, sums) in w.iter().zip(&mut sums) {
+                w.multiply(isa, group, rows, [tile, n_tiles], &mut sums[..in_block.len()]);
+            }
+            for (index, row) in in_block.enumerate() {
+                let at = Output { member, row: place.rows.start + row, column };
+                isa.run(OneRow(epilogue, at, sums.each_ref().map(|sums| &sums[index]), block.row(row)));
+            }
+        }
+    });
 }

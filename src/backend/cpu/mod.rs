@@ -18,6 +18,7 @@ mod rope_append;
 mod rows;
 mod select;
 mod simd;
+mod threads;
 
 pub use matrix::Matrix;
 pub use read_rate::ReadRate;
@@ -27,25 +28,15 @@ use super::params::{Extent, MAX_MEMBERS};
 use super::*;
 use crate::{Error, Result};
 use bytemuck::Pod;
-use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::cell::{Ref, RefCell, RefMut};
+use threads::Threads;
 
 /// A CPU with its threads.
 pub struct Cpu {
-    pool: ThreadPool,
+    threads: Threads,
     isa: Isa,
-    scratch: RefCell<Scratch>,
-}
-
-/// What the matrix ops need beside their buffers; grows to the largest step and stays.
-#[derive(Default)]
-struct Scratch {
-    /// Rows ready to multiply: gathered, times the gain.
-    inputs: Vec<f32>,
-    /// Factor of each row's sums: the norm's.
-    factors: Vec<f32>,
-    /// Sums of one matrix, or of gate and up.
-    sums: [Vec<f32>; 2],
+    /// Rows that a matrix op is about to multiply: gathered, times the gain. Grows to the largest step and stays.
+    scratch: RefCell<Vec<f32>>,
 }
 
 /// Memory of the CPU. Ops borrow it: two uses that do not go together are a programmer's error and panic.
@@ -78,11 +69,7 @@ impl Cpu {
         if !isa.is_available() {
             return Err(Error::device("cpu", format!("{} is not available here", isa.name())));
         }
-        let error = |error: rayon::ThreadPoolBuildError| Error::device("cpu", format!("cannot start threads: {error}"));
-        let builder = || ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0));
-        // The engine's thread works too, so that no op waits for a hand-over; a thread can do so for one pool only.
-        let pool = builder().use_current_thread().build().or_else(|_| builder().build()).map_err(error)?;
-        Ok(Self { pool, isa, scratch: RefCell::default() })
+        Ok(Self { threads: Threads::new(threads)?, isa, scratch: RefCell::default() })
     }
 }
 
@@ -123,7 +110,7 @@ impl Backend for Cpu {
     const LAG: usize = 0;
 
     fn describe(&self) -> String {
-        format!("cpu ({}, {} threads)", self.isa.name(), self.pool.current_num_threads())
+        format!("cpu ({}, {} threads)", self.isa.name(), self.threads.size())
     }
 
     fn binding_limit(&self) -> u64 {
@@ -150,7 +137,7 @@ impl Backend for Cpu {
     }
 
     fn matrix(&self, spec: MatrixSpec, members: &[&[u8]]) -> Result<Matrix> {
-        self.pool.install(|| Matrix::new(spec, members))
+        Matrix::new(&self.threads, spec, members)
     }
 
     fn begin(&self) -> Pass {

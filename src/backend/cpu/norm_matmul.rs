@@ -1,58 +1,61 @@
 //! The twin of `shaders/norm_matmul.wgsl`.
 
-use super::matrix::{GROUP, Sums, multiply};
-use super::rows::RowKernel;
+use super::matrix::{Epilogue, Output, multiply};
+use super::rows::Rows;
+use super::simd::GROUP;
 use super::*;
 
 /// See [`NormMatmul`].
 pub(super) fn run(cpu: &Cpu, op: NormMatmul<'_, Cpu>) {
     let NormMatmulParams { cap_in, cap_out, n_in, n_out, eps, softcap, scale } = op.params;
     let [cap_in, cap_out, n_in, n_out] = [cap_in, cap_out, n_in, n_out].map(|n| n as usize);
-    let Scratch { inputs, factors, sums: [sums, _] } = &mut *cpu.scratch.borrow_mut();
     let (x, gain) = (op.x.view::<f32>(), op.gain.map(|gain| gain.view::<f32>()));
+    let (x, gain) = (&x[..], gain.as_ref().map(|gain| (&gain[..], eps)));
     let gather = op.gather.map(|gather| gather.view::<u32>());
+    let gather = gather.as_deref();
     let n_rows = if gather.is_some() { rows::n_logits(op.extents) } else { rows::n_rows(op.extents) };
     let row_of = |member: usize, row: usize| {
-        member * cap_in + gather.as_ref().map_or(row, |gather| gather[member * cap_out + row] as usize)
+        member * cap_in + gather.map_or(row, |gather| gather[member * cap_out + row] as usize)
     };
     let row = |member, row| &x[row_of(member, row) * n_in..][..n_in];
-    let gain = gain.as_ref().map(|gain| (&gain[..], eps));
-    let (inputs, factors) = rows::prepare(cpu, (inputs, factors), (n_rows, n_in), gain, row);
-    let sums = multiply(cpu, op.w, inputs, sums);
+    let scratch = &mut *cpu.scratch.borrow_mut();
+    let rows = &Rows::prepare(cpu, scratch, (n_rows, n_in), gain, row);
     let bias = op.bias.map(|bias| bias.view::<f32>());
-    let epilogue = Epilogue { sums, factors, cap: inputs.cap, bias: bias.as_deref(), softcap, scale };
-    rows::for_each_row(cpu, &mut op.y.view_mut(), [cap_out, n_out], n_rows, &epilogue);
+    let cap = Cap { rows, bias: bias.as_deref(), n_out, softcap, scale };
+    multiply(cpu, [op.w], rows, (&mut op.y.view_mut(), cap_out), &cap);
 }
 
 /// `y = softcap(scale * (factor * sum + bias))`.
-struct Epilogue<'a> {
-    sums: Sums<'a>,
-    /// `[members][cap]`.
-    factors: &'a [f32],
-    cap: usize,
+struct Cap<'a> {
+    rows: &'a Rows<'a>,
     bias: Option<&'a [f32]>,
+    n_out: usize,
     softcap: f32,
     scale: f32,
 }
 
-impl RowKernel for Epilogue<'_> {
+impl Epilogue<1> for Cap<'_> {
     #[inline(always)]
-    fn run(&self, member: usize, row: usize, y: &mut [f32]) {
-        let (factor, n_out) = (self.factors[member * self.cap + row], y.len());
-        for (group, (y, sums)) in y.chunks_mut(GROUP).zip(self.sums.row(member, row)).enumerate() {
-            match self.bias {
-                Some(bias) => {
-                    let bias = &bias[member * n_out + group * GROUP..];
-                    y.iter_mut().zip(sums).zip(bias).for_each(|((y, sum), bias)| *y = factor.mul_add(*sum, *bias));
+    fn run(&self, at: Output, [sums]: [&[f32; GROUP]; 1], y: &mut [f32]) {
+        let (factor, scale, softcap) = (self.rows.factor(at.member, at.row), self.scale, self.softcap);
+        match self.bias {
+            Some(bias) => {
+                let bias = &bias[at.member * self.n_out + at.column..];
+                for ((y, sum), bias) in y.iter_mut().zip(sums).zip(bias) {
+                    *y = factor.mul_add(*sum, *bias);
                 }
-                None => y.iter_mut().zip(sums).for_each(|(y, sum)| *y = factor * sum),
             }
-            if self.scale != 1.0 {
-                y.iter_mut().for_each(|y| *y *= self.scale);
+            None => {
+                for (y, sum) in y.iter_mut().zip(sums) {
+                    *y = factor * sum;
+                }
             }
-            if self.softcap != 0.0 {
-                y.iter_mut().for_each(|y| *y = self.softcap * (*y / self.softcap).tanh());
-            }
+        }
+        if scale != 1.0 {
+            y.iter_mut().for_each(|y| *y *= scale);
+        }
+        if softcap != 0.0 {
+            y.iter_mut().for_each(|y| *y = softcap * (*y / softcap).tanh());
         }
     }
 }

@@ -7,7 +7,6 @@ use super::simd::Kernel;
 use super::*;
 use crate::backend::math::{exp_nonpositive, ln};
 use bytemuck::Zeroable;
-use rayon::prelude::*;
 
 const N_LANES_OF_SUM: usize = 256;
 const NEG_INF: f32 = f32::NEG_INFINITY;
@@ -34,7 +33,7 @@ pub(super) fn run(cpu: &Cpu, op: Record<'_, Cpu>) {
     }
     let (isa, n_top) = (cpu.isa, n_top as usize);
     let write = |(step, record): &mut (Step, &mut StepRecord)| **record = isa.run(TopOf(step, n_top));
-    cpu.pool.install(|| drawn.par_iter_mut().for_each(write));
+    cpu.threads.share(&mut drawn, write);
 }
 
 /// The record of a step with so many top entries.

@@ -1,14 +1,16 @@
 //! What the row-wise parts of ops share: norms, and a loop over the live rows of a buffer.
 
-use super::matrix::Rows;
 use super::simd::Kernel;
+use super::simd::work::Grid;
 use super::*;
-use rayon::prelude::*;
 
 /// Lanes of a sum over K that is not a matrix product's: element k goes to lane k mod 16, lanes are folded pairwise.
 pub(super) const LANES: usize = 16;
-/// Rows from which on threads share them: below it, starting threads costs more than the rows.
-const ROWS_TO_SHARE: usize = 8;
+/// Operations per element of a row, about.
+const ROW_OPERATIONS: usize = 2;
+/// Elements between rows that are prepared: on top, so that equal columns of many rows do not meet in one set of a
+/// cache where the width is a power of two.
+const ROW_GAP: usize = LANES;
 
 /// Rows of each member in this step.
 pub(super) fn n_rows(extents: &Buf) -> [usize; MAX_MEMBERS] {
@@ -71,40 +73,78 @@ fn fold(mut sums: [f32; LANES]) -> f32 {
     sums[0]
 }
 
-/// The rows of a product, `[members][most rows][n_in]`: `row(member, index)` times the gain where there is a norm; and
-/// for each the factor of its sums: the norm's, else 1.
-pub(super) fn prepare<'a, 'x>(
-    cpu: &Cpu,
-    (inputs, factors): (&'a mut Vec<f32>, &'a mut Vec<f32>),
-    (n_rows, n_in): ([usize; MAX_MEMBERS], usize),
-    norm: Option<(&[f32], [f32; MAX_MEMBERS])>,
-    row: impl Fn(usize, usize) -> &'x [f32],
-) -> (Rows<'a>, &'a [f32]) {
-    let cap = n_rows.into_iter().max().unwrap_or(0);
-    let n_inputs = MAX_MEMBERS * cap;
-    if factors.len() < n_inputs {
-        factors.resize(n_inputs, 1.0);
+/// Rows to multiply: `n_rows` of each member, whose rows start `cap` after another's, `stride` elements apart.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    x: &'a [f32],
+    cap: usize,
+    pub(super) stride: usize,
+    n_in: usize,
+    pub(super) n_rows: [usize; MAX_MEMBERS],
+}
+
+impl<'a> Rows<'a> {
+    /// A member's rows from `row` on.
+    pub(super) fn from(&self, member: usize, row: usize) -> &'a [f32] {
+        &self.x[(member * self.cap + row) * self.stride..]
     }
-    if inputs.len() < n_inputs * n_in {
-        inputs.resize(n_inputs * n_in, 0.0);
+
+    /// The factor of the sums of a row of [`Rows::prepare`]: the norm's, else 1.
+    #[inline(always)]
+    pub(super) fn factor(&self, member: usize, row: usize) -> f32 {
+        self.from(member, row)[self.n_in]
     }
-    let live = (0..MAX_MEMBERS).flat_map(|member| (0..n_rows[member]).map(move |index| (member, index)));
-    for (member, index) in live {
-        let (at, x) = (member * cap + index, row(member, index));
-        let input = &mut inputs[at * n_in..][..n_in];
-        factors[at] = match norm {
+
+    /// Rows of `n_in` as they stand in a buffer, `[members * cap][n_in]`.
+    pub(super) fn of_buffer(x: &'a [f32], [cap, n_in]: [usize; 2], n_rows: [usize; MAX_MEMBERS]) -> Self {
+        Rows { x, cap, stride: n_in, n_in, n_rows }
+    }
+
+    /// Rows `row(member, index)` of `n_in`, times the gain where there is a norm, and behind each its factor.
+    pub(super) fn prepare<'x>(
+        cpu: &Cpu,
+        inputs: &'a mut Vec<f32>,
+        (n_rows, n_in): ([usize; MAX_MEMBERS], usize),
+        norm: Option<(&[f32], [f32; MAX_MEMBERS])>,
+        row: impl Fn(usize, usize) -> &'x [f32] + Sync,
+    ) -> Self {
+        let (cap, stride) = (n_rows.into_iter().max().unwrap_or(0), n_in.next_multiple_of(LANES) + ROW_GAP);
+        let n_inputs = MAX_MEMBERS * cap * stride;
+        if inputs.len() < n_inputs {
+            inputs.resize(n_inputs, 0.0);
+        }
+        let prepare = Prepare { row, norm, n_in };
+        for_each_row(cpu, &mut inputs[..n_inputs], [cap, stride], n_rows, &prepare);
+        Rows { x: inputs, cap, stride, n_in, n_rows }
+    }
+}
+
+struct Prepare<'a, R> {
+    row: R,
+    norm: Option<(&'a [f32], [f32; MAX_MEMBERS])>,
+    n_in: usize,
+}
+
+impl<'x, R: Fn(usize, usize) -> &'x [f32] + Sync> RowKernel for Prepare<'_, R> {
+    #[inline(always)]
+    fn run(&self, member: usize, row: usize, values: &mut [f32]) {
+        let n_in = self.n_in;
+        let (input, rest) = values.split_at_mut(n_in);
+        let x = &(self.row)(member, row)[..n_in];
+        match self.norm {
             Some((gain, eps)) => {
                 let gain = &gain[member * n_in..][..n_in];
-                input.iter_mut().zip(x).zip(gain).for_each(|((input, x), gain)| *input = gain * x);
-                cpu.isa.run(InverseRms { x, eps: eps[member] })
+                for ((input, x), gain) in input.iter_mut().zip(x).zip(gain) {
+                    *input = gain * x;
+                }
+                rest[0] = InverseRms { x, eps: eps[member] }.run();
             }
             None => {
                 input.copy_from_slice(x);
-                1.0
+                rest[0] = 1.0;
             }
-        };
+        }
     }
-    (Rows { x: inputs, cap, n_rows }, factors)
 }
 
 /// What an op does with each of its rows. `run` is `#[inline(always)]`, as for a [`Kernel`].
@@ -125,7 +165,7 @@ impl<K: RowKernel> Kernel for OneRow<'_, K> {
     }
 }
 
-/// Runs `kernel` on the live rows of a `[members * cap][width]` buffer.
+/// Runs `kernel` on the rows of this step of a `[members * cap][width]` buffer.
 pub(super) fn for_each_row(
     cpu: &Cpu,
     values: &mut [f32],
@@ -133,12 +173,10 @@ pub(super) fn for_each_row(
     n_rows: [usize; MAX_MEMBERS],
     kernel: &impl RowKernel,
 ) {
+    let operations = ROW_OPERATIONS * n_rows.iter().sum::<usize>() * width;
+    let grid = Grid { cap, width, n_rows, rows: 1, columns: width, operations };
     let isa = cpu.isa;
-    let live = |&(index, _): &(usize, &mut [f32])| index % cap < n_rows[index / cap];
-    let run = |(index, row): (usize, &mut [f32])| isa.run(OneRow(kernel, [index / cap, index % cap], row));
-    if n_rows.iter().sum::<usize>() < ROWS_TO_SHARE {
-        values.chunks_exact_mut(width).enumerate().filter(live).for_each(run);
-    } else {
-        cpu.pool.install(|| values.par_chunks_exact_mut(width).enumerate().filter(live).for_each(run));
-    }
+    cpu.threads.blocks(values, &grid, |place, mut block| {
+        isa.run(OneRow(kernel, [place.member, place.rows.start], block.row(0)));
+    });
 }

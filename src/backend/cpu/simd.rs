@@ -1,12 +1,17 @@
-//! Instruction sets, chosen at run time, and the one loop written in their terms: a tile of a matrix product.
+//! Instruction sets, chosen at run time, and the loops written in their terms: a tile of a matrix product (`tile`).
 //!
 //! Everything else is plain Rust compiled once more per instruction set by [`Isa::run`]: `mul_add` rounds once wherever
 //! it runs, lanes are independent, and the compiler does not reorder floating-point sums, so the bits are the same.
 //! All unsafe code of the backend is here.
 #![allow(unsafe_code)] // SIMD intrinsics and calls of functions compiled for an instruction set.
 
-use super::matrix::GROUP;
+mod tile;
+pub(super) mod work;
+
+pub(super) use tile::{Ahead, GROUP, MAX_TILE_ROWS, Tile};
+
 use half::f16;
+use tile::HALF;
 
 /// An instruction set that the kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,27 +90,6 @@ impl Isa {
             Isa::Neon => kernel.run(),
         }
     }
-
-    /// `sums[row][lane] = sum over k of x[row][k] * weights[k][lane]`, k ascending, one fused multiply-add each.
-    ///
-    /// `weights` is a group of a matrix, `[n_in][GROUP]`; `x` is `[rows][n_in]`; `sums` is `[rows][GROUP]`.
-    pub(super) fn multiply<W: Weight>(self, weights: &[W], x: &[f32], n_in: usize, sums: &mut [f32]) {
-        let n_rows = sums.len() / GROUP;
-        assert!(n_in > 0 && weights.len() == n_in * GROUP && x.len() == n_rows * n_in && sums.len() == n_rows * GROUP);
-        let (weights, x, sums) = (weights.as_ptr(), x.as_ptr(), sums.as_mut_ptr());
-        // SAFETY: the lengths were just checked; a `Cpu` holds only instruction sets that are available.
-        unsafe {
-            match self {
-                Isa::Portable => group::<[f32; 16], W, 4, 4, 4>(weights, x, n_in, n_rows, sums),
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => x86::group_avx2(weights, x, n_in, n_rows, sums),
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => x86::group_avx512(weights, x, n_in, n_rows, sums),
-                #[cfg(target_arch = "aarch64")]
-                Isa::Neon => group::<neon::Vector, W, 16, 8, 4>(weights, x, n_in, n_rows, sums),
-            }
-        }
-    }
 }
 
 /// A loop that [`Isa::run`] compiles for each instruction set. A trait and not a closure, because its `run`, and what
@@ -127,6 +111,10 @@ pub(super) trait Lanes: Copy {
     unsafe fn load_f32(from: *const f32) -> Self;
     unsafe fn load_f16(from: *const f16) -> Self;
     unsafe fn load_bf16(from: *const half::bf16) -> Self;
+    /// The first of each of `WIDTH` pairs, and the second.
+    unsafe fn load_bf16_pairs(from: *const half::bf16) -> [Self; 2];
+    /// Brings a line of memory into the cache; where there is no such line, nothing happens.
+    fn fetch(line: *const u8);
 }
 
 /// How a weight is stored.
@@ -136,6 +124,18 @@ pub(super) trait Weight: Copy + Send + Sync {
     /// # Safety
     /// `from` points to `V::WIDTH` elements, and the caller is compiled for `V`'s instruction set.
     unsafe fn load<V: Lanes>(from: *const Self) -> V;
+    /// Where the weight of a lane stands in its row of a group.
+    fn place(lane: usize) -> usize {
+        lane
+    }
+    /// Lanes `lane..lane + V::WIDTH` of a row of a group, and those [`HALF`] further.
+    /// # Safety
+    /// `row` points to `GROUP` elements, `lane + V::WIDTH <= HALF`, and the caller is compiled for `V`'s instruction set.
+    #[inline(always)]
+    unsafe fn load_halves<V: Lanes>(row: *const Self, lane: usize) -> [V; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { [Self::load(row.add(lane)), Self::load(row.add(lane + HALF))] }
+    }
 }
 
 impl Weight for f32 {
@@ -175,76 +175,16 @@ impl Weight for half::bf16 {
         // SAFETY: the caller's promise, passed on.
         unsafe { V::load_bf16(from) }
     }
-}
 
-/// A group times all rows: rows in tiles of four, two and one, lanes in tiles of N4, N2 and N1 vectors, so that a
-/// tile's sums stay in registers. How rows are tiled changes no sum.
-///
-/// # Safety
-/// `weights` has `n_in * GROUP` elements, `x` has `n_rows * n_in`, `sums` has `n_rows * GROUP`.
-#[inline(always)]
-unsafe fn group<V: Lanes, W: Weight, const N1: usize, const N2: usize, const N4: usize>(
-    weights: *const W,
-    x: *const f32,
-    n_in: usize,
-    n_rows: usize,
-    sums: *mut f32,
-) {
-    let mut row = 0;
-    while row < n_rows {
-        // SAFETY: row + the tile's rows <= n_rows.
-        unsafe {
-            let (x, sums) = (x.add(row * n_in), sums.add(row * GROUP));
-            match n_rows - row {
-                1 => tiles::<V, W, 1, N1>(weights, x, n_in, sums),
-                2 | 3 => tiles::<V, W, 2, N2>(weights, x, n_in, sums),
-                _ => tiles::<V, W, 4, N4>(weights, x, n_in, sums),
-            }
-        }
-        row += match n_rows - row {
-            1 => 1,
-            2 | 3 => 2,
-            _ => 4,
-        };
+    /// Lanes `l` and `l + HALF` side by side: one operation widens either.
+    fn place(lane: usize) -> usize {
+        lane % HALF * 2 + lane / HALF
     }
-}
 
-/// `R` rows times the lanes of a group, `N` vectors of lanes at a time.
-///
-/// # Safety
-/// As for [`group`], with `R` rows.
-#[inline(always)]
-unsafe fn tiles<V: Lanes, W: Weight, const R: usize, const N: usize>(
-    weights: *const W,
-    x: *const f32,
-    n_in: usize,
-    sums: *mut f32,
-) {
-    let mut lane = 0;
-    while lane < GROUP {
-        // SAFETY: every k < n_in, row < R and lane < GROUP is inside by the caller's promise; GROUP is a multiple of
-        // N * V::WIDTH for every instantiation above.
-        unsafe {
-            let mut acc = [[V::splat(0.0); N]; R];
-            let mut w = [V::splat(0.0); N];
-            for k in 0..n_in {
-                for (n, w) in w.iter_mut().enumerate() {
-                    *w = W::load::<V>(weights.add(k * GROUP + lane + n * V::WIDTH));
-                }
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    let x = V::splat(*x.add(r * n_in + k));
-                    for (acc, w) in acc.iter_mut().zip(w) {
-                        *acc = x.mul_add(w, *acc);
-                    }
-                }
-            }
-            for (r, acc) in acc.iter().enumerate() {
-                for (n, acc) in acc.iter().enumerate() {
-                    acc.store(sums.add(r * GROUP + lane + n * V::WIDTH));
-                }
-            }
-        }
-        lane += N * V::WIDTH;
+    #[inline(always)]
+    unsafe fn load_halves<V: Lanes>(row: *const Self, lane: usize) -> [V; 2] {
+        // SAFETY: the caller's promise, passed on.
+        unsafe { V::load_bf16_pairs(row.add(2 * lane)) }
     }
 }
 
@@ -284,11 +224,21 @@ impl Lanes for [f32; 16] {
         // SAFETY: the caller's promise: 16 elements.
         unsafe { from.cast::<[half::bf16; 16]>().read_unaligned() }.map(Weight::widen)
     }
+
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(from: *const half::bf16) -> [Self; 2] {
+        // SAFETY: the caller's promise: 16 pairs.
+        let pairs = unsafe { from.cast::<[[half::bf16; 2]; 16]>().read_unaligned() };
+        [pairs.map(|pair| pair[0].widen()), pairs.map(|pair| pair[1].widen())]
+    }
+
+    #[inline(always)]
+    fn fetch(_: *const u8) {}
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Kernel, Lanes, Weight, group};
+    use super::{Kernel, Lanes};
     use half::{bf16, f16};
     use std::arch::x86_64::*;
 
@@ -304,28 +254,6 @@ mod x86 {
     #[target_feature(enable = "avx512f,avx2,fma,f16c")]
     pub(super) unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
         kernel.run()
-    }
-
-    /// # Safety
-    /// As for [`group`], and AVX2, FMA and F16C are available.
-    #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) unsafe fn group_avx2<W: Weight>(w: *const W, x: *const f32, n_in: usize, n_rows: usize, sums: *mut f32) {
-        // SAFETY: the caller's promise, passed on. 16 registers hold 8 sums and the weights.
-        unsafe { group::<__m256, W, 8, 4, 2>(w, x, n_in, n_rows, sums) }
-    }
-
-    /// # Safety
-    /// As for [`group`], and AVX-512 F is available.
-    #[target_feature(enable = "avx512f,avx2,fma,f16c")]
-    pub(super) unsafe fn group_avx512<W: Weight>(
-        w: *const W,
-        x: *const f32,
-        n_in: usize,
-        n_rows: usize,
-        sums: *mut f32,
-    ) {
-        // SAFETY: the caller's promise, passed on. 32 registers hold 16 sums and the weights.
-        unsafe { group::<__m512, W, 4, 4, 4>(w, x, n_in, n_rows, sums) }
     }
 
     // SAFETY of both implementations: the callers are compiled for the instruction set and promise WIDTH elements.
@@ -370,6 +298,23 @@ mod x86 {
                 _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))
             }
         }
+
+        #[inline(always)]
+        unsafe fn load_bf16_pairs(from: *const bf16) -> [Self; 2] {
+            // SAFETY: see the implementation's head.
+            unsafe {
+                let pairs = _mm256_loadu_si256(from.cast());
+                let first = _mm256_slli_epi32(pairs, 16);
+                let second = _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32 as i32));
+                [_mm256_castsi256_ps(first), _mm256_castsi256_ps(second)]
+            }
+        }
+
+        #[inline(always)]
+        fn fetch(line: *const u8) {
+            // SAFETY: it does not fault.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+        }
     }
 
     impl Lanes for __m512 {
@@ -412,6 +357,23 @@ mod x86 {
                 let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
                 _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))
             }
+        }
+
+        #[inline(always)]
+        unsafe fn load_bf16_pairs(from: *const bf16) -> [Self; 2] {
+            // SAFETY: see the implementation's head.
+            unsafe {
+                let pairs = _mm512_loadu_si512(from.cast());
+                let first = _mm512_slli_epi32(pairs, 16);
+                let second = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+                [_mm512_castsi512_ps(first), _mm512_castsi512_ps(second)]
+            }
+        }
+
+        #[inline(always)]
+        fn fetch(line: *const u8) {
+            // SAFETY: it does not fault.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
         }
     }
 }
@@ -468,5 +430,19 @@ mod neon {
             // SAFETY: see the implementation's head.
             Vector(unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from.cast()))) })
         }
+
+        #[inline(always)]
+        unsafe fn load_bf16_pairs(from: *const bf16) -> [Self; 2] {
+            // SAFETY: see the implementation's head.
+            unsafe {
+                let pairs = vld1q_u32(from.cast());
+                let (first, second) = (vshlq_n_u32::<16>(pairs), vandq_u32(pairs, vdupq_n_u32(0xffff_0000)));
+                [Vector(vreinterpretq_f32_u32(first)), Vector(vreinterpretq_f32_u32(second))]
+            }
+        }
+
+        // The instruction is not stable in Rust; these processors fetch streams well by themselves.
+        #[inline(always)]
+        fn fetch(_: *const u8) {}
     }
 }

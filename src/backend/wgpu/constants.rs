@@ -1,6 +1,6 @@
 //! Constants that both sides need, written once in Rust and prepended to every shader as `const` lines.
 
-use super::ops::{GATE_UP_OUTPUTS, MATMUL_OUTPUTS};
+use super::{BLOCK_ROWS, IMAGE_WIDTH};
 use crate::backend::math::*;
 use crate::backend::params::*;
 use crate::backend::{Activation, Dtype};
@@ -14,8 +14,8 @@ pub(super) fn lines() -> String {
         ("N_LANES", N_LANES as u32),
         ("KEY_BLOCK", KEY_BLOCK as u32),
         ("MAX_HEAD_DIM", MAX_HEAD_DIM as u32),
-        ("MATMUL_OUTPUTS", MATMUL_OUTPUTS),
-        ("GATE_UP_OUTPUTS", GATE_UP_OUTPUTS),
+        ("BLOCK_ROWS", BLOCK_ROWS as u32),
+        ("IMAGE_WIDTH", IMAGE_WIDTH),
         ("RING", RING as u32),
         ("MAX_STOP_IDS", MAX_STOP_IDS as u32),
         ("MAX_BIASES", MAX_BIASES as u32),

@@ -124,6 +124,16 @@ impl Device {
         Error::device("wgpu", format!("{}: {message}", self.adapter.name))
     }
 
+    /// What `create` makes, unless the device is out of memory.
+    pub(super) fn allocated<T>(&self, label: &str, bytes: u64, create: impl FnOnce() -> T) -> Result<T> {
+        let scope = self.device.push_error_scope(::wgpu::ErrorFilter::OutOfMemory);
+        let made = create();
+        if pollster::block_on(scope.pop()).is_some() {
+            return Err(self.error(format_args!("out of memory: {label} needs {bytes} bytes")));
+        }
+        self.check().map(|()| made)
+    }
+
     /// Waits for a submission, or for all of them.
     pub(super) fn wait(&self, submission: Option<::wgpu::SubmissionIndex>) -> Result<()> {
         let wait = ::wgpu::PollType::Wait { submission_index: submission, timeout: None };

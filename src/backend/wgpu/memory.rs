@@ -1,6 +1,7 @@
 //! Buffers and weight matrices on the device, and the way to and from them.
 
 use super::device::Device;
+use super::{BLOCK_ROWS, IMAGE_WIDTH, MatrixForm};
 use crate::backend::MatrixSpec;
 use crate::{Error, Result};
 use bytemuck::{Pod, Zeroable};
@@ -16,8 +17,24 @@ pub struct Buf {
     dropped: Dropped,
 }
 
-/// Buffers dropped since the bind groups that hold them were last cleared out.
-pub(super) type Dropped = Arc<Mutex<Vec<::wgpu::Buffer>>>;
+/// What a shader can be given.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Bound {
+    Buffer(::wgpu::Buffer),
+    Image(::wgpu::TextureView),
+}
+
+impl Bound {
+    pub(super) fn resource(&self) -> ::wgpu::BindingResource<'_> {
+        match self {
+            Bound::Buffer(buffer) => buffer.as_entire_binding(),
+            Bound::Image(view) => ::wgpu::BindingResource::TextureView(view),
+        }
+    }
+}
+
+/// What was dropped since the bind groups that hold it were last cleared out.
+pub(super) type Dropped = Arc<Mutex<Vec<Bound>>>;
 
 impl Buf {
     /// Zeroed memory of `bytes` bytes.
@@ -28,13 +45,8 @@ impl Buf {
             return Err(Error::Memory { what: label.into(), needed: bytes, limit });
         }
         let usage = ::wgpu::BufferUsages::STORAGE | ::wgpu::BufferUsages::COPY_SRC | ::wgpu::BufferUsages::COPY_DST;
-        let scope = device.device.push_error_scope(::wgpu::ErrorFilter::OutOfMemory);
         let descriptor = ::wgpu::BufferDescriptor { label: Some(label), size: bytes, usage, mapped_at_creation: false };
-        let buffer = device.device.create_buffer(&descriptor);
-        if pollster::block_on(scope.pop()).is_some() {
-            return Err(device.error(format_args!("out of memory: {label} needs {bytes} bytes")));
-        }
-        device.check()?;
+        let buffer = device.allocated(label, bytes, || device.device.create_buffer(&descriptor))?;
         Ok(Self { buffer, dropped: Arc::clone(dropped) })
     }
 
@@ -58,19 +70,98 @@ impl Buf {
 impl Drop for Buf {
     fn drop(&mut self) {
         if let Ok(mut dropped) = self.dropped.lock() {
-            dropped.push(self.buffer.clone());
+            dropped.push(Bound::Buffer(self.buffer.clone()));
         }
     }
 }
 
-/// A weight matrix: rows as they come, in as many buffers as the binding limit asks for.
+/// Weights in a two-dimensional image of 16-byte texels, IMAGE_WIDTH in a row, word after word.
+///
+/// A software driver loads a word of a buffer one thread and one component at a time, but a texel of an image for
+/// eight threads at once (benches/README.md has figures); what a GPU wants is a buffer.
+pub(super) struct Image {
+    view: ::wgpu::TextureView,
+    dropped: Dropped,
+}
+
+impl Image {
+    const ROW_BYTES: usize = 16 * IMAGE_WIDTH as usize;
+
+    /// Takes `words`, whose last row of texels need not be whole.
+    fn new(device: &Device, dropped: &Dropped, mut words: Vec<u8>) -> Result<Self> {
+        device.check()?;
+        words.resize(words.len().next_multiple_of(Self::ROW_BYTES), 0);
+        let size = |bytes: usize| ::wgpu::Extent3d {
+            width: IMAGE_WIDTH,
+            height: (bytes / Self::ROW_BYTES) as u32,
+            depth_or_array_layers: 1,
+        };
+        let descriptor = ::wgpu::TextureDescriptor {
+            label: Some("weights"),
+            size: size(words.len()),
+            mip_level_count: 1,
+            sample_count: 1,
+            dimension: ::wgpu::TextureDimension::D2,
+            format: ::wgpu::TextureFormat::Rgba32Uint,
+            usage: ::wgpu::TextureUsages::STORAGE_BINDING | ::wgpu::TextureUsages::COPY_DST,
+            view_formats: &[],
+        };
+        let create = || device.device.create_texture(&descriptor);
+        let texture = device.allocated("weights", words.len() as u64, create)?;
+        let layout =
+            ::wgpu::TexelCopyBufferLayout { offset: 0, bytes_per_row: Some(Self::ROW_BYTES as u32), rows_per_image: None };
+        for (i, piece) in words.chunks(UPLOAD_BYTES).enumerate() {
+            let mut target = texture.as_image_copy();
+            target.origin.y = (i * UPLOAD_BYTES / Self::ROW_BYTES) as u32;
+            device.queue.write_texture(target, piece, layout, size(piece.len()));
+            device.wait(Some(device.queue.submit([])))?;
+        }
+        Ok(Self { view: texture.create_view(&Default::default()), dropped: Arc::clone(dropped) })
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        if let Ok(mut dropped) = self.dropped.lock() {
+            dropped.push(Bound::Image(self.view.clone()));
+        }
+    }
+}
+
+/// Words of some rows of a matrix, all members.
+pub(super) enum Words {
+    Buffer(Buf),
+    Image(Image),
+}
+
+/// What holds something that a shader can be given.
+pub(super) trait Bind {
+    fn bound(&self) -> Bound;
+}
+
+impl Bind for Buf {
+    fn bound(&self) -> Bound {
+        Bound::Buffer(self.buffer.clone())
+    }
+}
+
+impl Bind for Words {
+    fn bound(&self) -> Bound {
+        match self {
+            Words::Buffer(buf) => Bound::Buffer(buf.buffer.clone()),
+            Words::Image(image) => Bound::Image(image.view.clone()),
+        }
+    }
+}
+
+/// A weight matrix in blocks of rows (shaders/parts/weights.wgsl), in as many parts as the binding limit asks for.
 pub struct Matrix {
     pub(super) spec: MatrixSpec,
     pub(super) n_members: usize,
-    parts: Vec<(Range<usize>, Buf)>,
+    parts: Vec<(Range<usize>, Words)>,
 }
 
-/// The output rows of one dispatch and where they stand in the bound buffers. Mirrored in common.wgsl.
+/// The output rows of one dispatch and where they stand in the bound words. Mirrored in common.wgsl.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
 pub(super) struct Part {
@@ -78,9 +169,9 @@ pub(super) struct Part {
     pub first: u32,
     /// Output rows.
     pub n_rows: u32,
-    /// Row `first` of member 0 in the bound buffer.
+    /// Row `first` of member 0 in the bound words: the first of a block.
     pub offset: u32,
-    /// Rows from one member to the next.
+    /// Rows from one member to the next: whole blocks.
     pub stride: u32,
     /// `offset` in the second matrix, where the op has two.
     pub second_offset: u32,
@@ -95,46 +186,74 @@ impl Matrix {
     pub(super) fn new(
         device: &Device,
         dropped: &Dropped,
-        limit: u64,
+        (limit, form): (u64, MatrixForm),
         spec: MatrixSpec,
         members: &[&[u8]],
     ) -> Result<Self> {
         assert!(spec.n_cols.is_multiple_of(8), "rows are read eight elements at a time");
         assert!(members.iter().all(|bytes| bytes.len() == spec.bytes()), "one whole matrix per member");
-        let row_bytes = spec.n_cols * spec.dtype.bytes();
-        let needed = (row_bytes * members.len()) as u64;
+        let needed = (block_bytes(spec) * members.len()) as u64;
         if needed > limit {
-            return Err(Error::Memory { what: "a row of weights".into(), needed, limit });
+            return Err(Error::Memory { what: "a block of weights".into(), needed, limit });
         }
-        let step = (limit / needed) as usize;
+        let step = (limit / needed) as usize * BLOCK_ROWS;
         let mut parts = Vec::new();
         for first in (0..spec.n_rows).step_by(step) {
             let rows = first..spec.n_rows.min(first + step);
-            let bytes = rows.len() * row_bytes;
-            let buf = Buf::new(device, dropped, "weights", (bytes * members.len()) as u64)?;
-            for (member, data) in members.iter().enumerate() {
-                buf.upload(device, member * bytes, &data[first * row_bytes..][..bytes])?;
-            }
-            parts.push((rows, buf));
+            let mut words = Vec::with_capacity(rows.len().div_ceil(BLOCK_ROWS) * needed as usize);
+            members.iter().for_each(|data| push_blocks(&mut words, spec, rows.clone(), data));
+            parts.push((rows, match form {
+                MatrixForm::Buffers => {
+                    let buf = Buf::new(device, dropped, "weights", words.len() as u64)?;
+                    buf.upload(device, 0, &words)?;
+                    Words::Buffer(buf)
+                }
+                MatrixForm::Images => Words::Image(Image::new(device, dropped, words)?),
+            }));
         }
         Ok(Self { spec, n_members: members.len(), parts })
     }
 
     /// The dispatches that read the whole matrix.
-    pub(super) fn parts(&self) -> impl Iterator<Item = (Part, &Buf)> {
-        self.parts.iter().map(|(rows, buf)| (part(rows.clone(), rows, None), buf))
+    pub(super) fn parts(&self) -> impl Iterator<Item = (Part, &Words)> {
+        self.parts.iter().map(|(rows, words)| (part(rows.clone(), rows, None), words))
     }
 
     /// The dispatches that read two matrices of one shape: they may be cut at different rows.
-    pub(super) fn parts_with<'a>(&'a self, other: &'a Matrix) -> impl Iterator<Item = (Part, &'a Buf, &'a Buf)> {
+    pub(super) fn parts_with<'a>(&'a self, other: &'a Matrix) -> impl Iterator<Item = (Part, &'a Words, &'a Words)> {
         let shape = |matrix: &Matrix| (matrix.spec.n_rows, matrix.spec.n_cols, matrix.n_members);
         assert_eq!(shape(self), shape(other), "matrices of one shape");
-        self.parts.iter().flat_map(move |(rows, buf)| {
-            other.parts.iter().filter_map(move |(other_rows, other_buf)| {
+        self.parts.iter().flat_map(move |(rows, words)| {
+            other.parts.iter().filter_map(move |(other_rows, other_words)| {
                 let common = rows.start.max(other_rows.start)..rows.end.min(other_rows.end);
-                (!common.is_empty()).then(|| (part(common, rows, Some(other_rows)), buf, other_buf))
+                (!common.is_empty()).then(|| (part(common, rows, Some(other_rows)), words, other_words))
             })
         })
+    }
+}
+
+/// Elements of a row between two steps of a group of lanes: eight octets.
+const STEP: usize = 64;
+
+/// Bytes of a block of rows, padded to whole steps.
+fn block_bytes(spec: MatrixSpec) -> usize {
+    BLOCK_ROWS * spec.n_cols.next_multiple_of(STEP) * spec.dtype.bytes()
+}
+
+/// Appends `rows` of a row-major matrix block by block, each step by step, each row by row; zeros where it has none.
+fn push_blocks(words: &mut Vec<u8>, spec: MatrixSpec, rows: Range<usize>, data: &[u8]) {
+    let row_bytes = spec.n_cols * spec.dtype.bytes();
+    let step_bytes = STEP * spec.dtype.bytes();
+    for block in rows.clone().step_by(BLOCK_ROWS) {
+        for step in (0..row_bytes).step_by(step_bytes) {
+            for row in block..block + BLOCK_ROWS {
+                let end = words.len() + step_bytes;
+                if row < rows.end {
+                    words.extend_from_slice(&data[row * row_bytes..][step..row_bytes.min(step + step_bytes)]);
+                }
+                words.resize(end, 0);
+            }
+        }
     }
 }
 
@@ -144,9 +263,9 @@ fn part(common: Range<usize>, rows: &Range<usize>, second: Option<&Range<usize>>
         first: common.start as u32,
         n_rows: common.len() as u32,
         offset: (common.start - rows.start) as u32,
-        stride: rows.len() as u32,
+        stride: rows.len().next_multiple_of(BLOCK_ROWS) as u32,
         second_offset: (common.start - second.start) as u32,
-        second_stride: second.len() as u32,
+        second_stride: second.len().next_multiple_of(BLOCK_ROWS) as u32,
         reserved: [0; 2],
     }
 }

@@ -6,7 +6,8 @@
 //!
 //! # The canonical sum
 //! A sum over K has 8 lanes: eight elements number `c` go to lane `c mod 8`, in order, with explicit fma; the lanes are
-//! added in a fixed tree. One row or many, any weight type, any size of a subgroup: the same order, so the same bits.
+//! added in a fixed tree. One row or many, any weight type, any size of a subgroup, weights in buffers or in images
+//! ([`MatrixForm`]): the same order, so the same bits.
 //!
 //! # Errors
 //! Validation, memory and device loss come out of [`Backend::submit`] and [`Backend::collect`] as [`crate::Error::Device`], and
@@ -46,11 +47,30 @@ pub struct Options {
     pub binding_limit: Option<u64>,
     /// Use subgroup operations where the adapter has them. The bits are the same without.
     pub subgroups: bool,
+    /// Where weights stand; absent: what suits the adapter. The bits are the same in both.
+    pub matrices: Option<MatrixForm>,
 }
+
+/// Where weights stand, and how many outputs a thread then holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MatrixForm {
+    /// In storage buffers, four outputs per thread: for GPUs.
+    Buffers,
+    /// In storage images, sixteen outputs per thread: for drivers that run shaders on the CPU, which load texels for a
+    /// whole subgroup at once, but words of a buffer one by one.
+    Images,
+}
+
+/// Rows of weights that stand together: those of sixteen outputs, which a thread holds at most.
+const BLOCK_ROWS: usize = 16;
+/// Texels of 16 bytes in a row of an image of weights. With 8,192 rows, which every device has, 512 MiB fit.
+const IMAGE_WIDTH: u32 = 4096;
+/// Bytes of an image at most.
+const IMAGE_BYTES: u64 = 16 * IMAGE_WIDTH as u64 * 8192;
 
 impl Default for Options {
     fn default() -> Self {
-        Self { device: None, software: false, binding_limit: None, subgroups: true }
+        Self { device: None, software: false, binding_limit: None, subgroups: true, matrices: None }
     }
 }
 
@@ -59,6 +79,7 @@ pub struct Wgpu {
     device: Device,
     binding_limit: u64,
     subgroups: bool,
+    matrices: MatrixForm,
     pipelines: Pipelines,
     staging: RefCell<Vec<::wgpu::Buffer>>,
     dropped: Dropped,
@@ -76,12 +97,15 @@ impl Wgpu {
         let binding_limit = options.binding_limit.map_or(own_limit, |limit| limit.min(own_limit));
         // Lanes are exchanged among eight neighbours.
         let subgroups = options.subgroups && adapter.subgroup_min >= 8;
+        let suited = if adapter.software { MatrixForm::Images } else { MatrixForm::Buffers };
+        let matrices = options.matrices.unwrap_or(suited);
         let dropped = Dropped::default();
         let nothing = Buf::new(&device, &dropped, "nothing", 256)?;
         Ok(Self {
             device,
             binding_limit,
             subgroups,
+            matrices,
             pipelines: Pipelines::default(),
             staging: RefCell::default(),
             dropped,
@@ -132,7 +156,11 @@ impl Backend for Wgpu {
 
     fn matrix(&self, spec: MatrixSpec, members: &[&[u8]]) -> Result<Matrix> {
         self.pipelines.forget(&self.dropped);
-        Matrix::new(&self.device, &self.dropped, self.binding_limit, spec, members)
+        let limit = match self.matrices {
+            MatrixForm::Buffers => self.binding_limit,
+            MatrixForm::Images => self.binding_limit.min(IMAGE_BYTES),
+        };
+        Matrix::new(&self.device, &self.dropped, (limit, self.matrices), spec, members)
     }
 
     fn begin(&self) -> Pass {

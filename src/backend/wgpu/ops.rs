@@ -1,13 +1,15 @@
 //! Each op as its dispatches: which form of its shader, which buffers in which order, what grid.
 
+use super::memory::Bind;
 use super::pipelines::*;
 use super::*;
 use bytemuck::bytes_of;
 
-/// Outputs that one workgroup of norm_matmul and matmul_add makes, for one or four rows; see matmul.wgsl.
-pub(super) const MATMUL_OUTPUTS: u32 = 32;
+/// Outputs that one workgroup of norm_matmul and matmul_add makes, for one or four rows: eight groups of lanes with four
+/// each, or two with sixteen, see shaders/parts/matmul.wgsl.
+const MATMUL_OUTPUTS: u32 = 32;
 /// The same of norm_gate_up: half, since it has two matrices.
-pub(super) const GATE_UP_OUTPUTS: u32 = 16;
+const GATE_UP_OUTPUTS: u32 = 16;
 /// Grid depth of ops without a matrix: a member that is not there has no rows.
 const MEMBERS: u32 = MAX_MEMBERS as u32;
 
@@ -16,11 +18,11 @@ impl Wgpu {
         let Embed { x, places, table, rows, slots, extents, n_rows, params } = op;
         check_rows(n_rows, params.cap);
         check_matrix(table, [table.spec.n_rows as u32, params.d_model]);
-        let constants =
-            format!("const W_DTYPE = {}u;\nconst N_VOCAB = {}u;\n", table.spec.dtype as u32, table.spec.n_rows);
-        let variant = Variant { constants, parts: vec![Shared::Octet] };
+        let constants = format!("const N_VOCAB = {}u;\n", table.spec.n_rows);
+        let mut variant = Variant { constants, parts: vec![Shared::Weights], ..Variant::default() };
+        variant.declare_weights("first", 2, table.spec.dtype, self.matrices);
         for (part, table_part) in table.parts() {
-            let buffers = [x, places, table_part, rows, slots, extents];
+            let buffers: [&dyn Bind; 6] = [x, places, table_part, rows, slots, extents];
             let grid = [n_rows, 1, table.n_members as u32];
             self.dispatch(pass, &EMBED, &variant, &buffers, &[bytes_of(&params), bytes_of(&part)], grid);
         }
@@ -31,10 +33,10 @@ impl Wgpu {
         check_rows(n_rows, params.cap_out);
         check_matrix(w, [params.n_out, params.n_in]);
         let has = [("HAS_GAIN", gain.is_some()), ("HAS_BIAS", bias.is_some()), ("HAS_GATHER", gather.is_some())];
-        let (variant, n_tiles) = self.matmul_variant(n_rows, [w, w], &has);
+        let (variant, n_tiles) = self.matmul_variant(n_rows, w, None, &has);
         let [gain, bias, gather] = [gain, bias, gather].map(|buf| buf.unwrap_or(&self.nothing));
         for (part, w_part) in w.parts() {
-            let buffers = [y, w_part, x, gain, bias, gather, extents];
+            let buffers: [&dyn Bind; 7] = [y, w_part, x, gain, bias, gather, extents];
             let grid = [n_tiles, part.n_rows.div_ceil(MATMUL_OUTPUTS), w.n_members as u32];
             self.dispatch(pass, &NORM_MATMUL, &variant, &buffers, &[bytes_of(&params), bytes_of(&part)], grid);
         }
@@ -51,9 +53,9 @@ impl Wgpu {
             q_gain.is_some(),
             k_gain.is_some()
         );
-        let variant = Variant { constants, parts: vec![Shared::Page] };
+        let variant = Variant { constants, parts: vec![Shared::Page], ..Variant::default() };
         let [rotary, q_gain, k_gain] = [rotary, q_gain, k_gain].map(|buf| buf.unwrap_or(&self.nothing));
-        let buffers = [qkv, plane, places, page_table, rotary, q_gain, k_gain, extents];
+        let buffers: [&dyn Bind; 8] = [qkv, plane, places, page_table, rotary, q_gain, k_gain, extents];
         let heads_of_q_and_k = if params.wide_norm == 0 { params.n_heads + params.n_kv_heads } else { 2 };
         let grid = [heads_of_q_and_k + params.n_kv_heads, n_rows, MEMBERS];
         self.dispatch(pass, &ROPE_APPEND, &variant, &buffers, &[bytes_of(&params)], grid);
@@ -64,8 +66,8 @@ impl Wgpu {
         check_rows(n_rows, params.cap);
         check_heads(params.n_heads, params.n_kv_heads, params.head_dim);
         let constants = format!("const KV_DTYPE = {}u;\n", params.page.dtype);
-        let variant = Variant { constants, parts: vec![Shared::Page] };
-        let buffers = [y, qkv, plane, places, page_table, extents];
+        let variant = Variant { constants, parts: vec![Shared::Page], ..Variant::default() };
+        let buffers: [&dyn Bind; 6] = [y, qkv, plane, places, page_table, extents];
         let grid = [params.n_heads, n_rows, MEMBERS];
         self.dispatch(pass, &ATTENTION, &variant, &buffers, &[bytes_of(&params)], grid);
     }
@@ -75,10 +77,10 @@ impl Wgpu {
         check_rows(n_rows, params.cap);
         check_matrix(w, [params.n_out, params.n_in]);
         let (variant, n_tiles) =
-            self.matmul_variant(n_rows, [w, w], &[("HAS_GAIN", false), ("HAS_BIAS", bias.is_some())]);
+            self.matmul_variant(n_rows, w, None, &[("HAS_GAIN", false), ("HAS_BIAS", bias.is_some())]);
         let bias = bias.unwrap_or(&self.nothing);
         for (part, w_part) in w.parts() {
-            let buffers = [x, w_part, y, bias, extents];
+            let buffers: [&dyn Bind; 5] = [x, w_part, y, bias, extents];
             let grid = [n_tiles, part.n_rows.div_ceil(MATMUL_OUTPUTS), w.n_members as u32];
             self.dispatch(pass, &MATMUL_ADD, &variant, &buffers, &[bytes_of(&params), bytes_of(&part)], grid);
         }
@@ -95,10 +97,10 @@ impl Wgpu {
         let NormGateUp { h, w_gate, w_up, x, gain, extents, n_rows, params } = op;
         check_rows(n_rows, params.cap);
         check_matrix(w_gate, [params.n_out, params.n_in]);
-        let (variant, n_tiles) = self.matmul_variant(n_rows, [w_gate, w_up], &[("HAS_GAIN", gain.is_some())]);
+        let (variant, n_tiles) = self.matmul_variant(n_rows, w_gate, Some(w_up), &[("HAS_GAIN", gain.is_some())]);
         let gain = gain.unwrap_or(&self.nothing);
         for (part, gate_part, up_part) in w_gate.parts_with(w_up) {
-            let buffers = [h, gate_part, up_part, x, gain, extents];
+            let buffers: [&dyn Bind; 6] = [h, gate_part, up_part, x, gain, extents];
             let grid = [n_tiles, part.n_rows.div_ceil(GATE_UP_OUTPUTS), w_gate.n_members as u32];
             self.dispatch(pass, &NORM_GATE_UP, &variant, &buffers, &[bytes_of(&params), bytes_of(&part)], grid);
         }
@@ -106,26 +108,34 @@ impl Wgpu {
 
     pub(super) fn record_combine_sample(&self, pass: &mut Pass, op: CombineSample<'_, Self>) {
         let CombineSample { slots, scores, counts, base, expert, anti, samples, constraints, n_samples, params } = op;
-        let buffers = [slots, scores, counts, base, expert, anti, samples, constraints];
-        let variant = Variant { constants: String::new(), parts: vec![Shared::Best, Shared::U64, Shared::Select] };
+        let buffers: [&dyn Bind; 8] = [slots, scores, counts, base, expert, anti, samples, constraints];
+        let variant = Variant { parts: vec![Shared::Best, Shared::U64, Shared::Select], ..Variant::default() };
         self.dispatch(pass, &COMBINE_SAMPLE, &variant, &buffers, &[bytes_of(&params)], [n_samples, 1, 1]);
     }
 
     pub(super) fn record_record(&self, pass: &mut Pass, op: Record<'_, Self>) {
         let Record { records, slots, scores, base, expert, anti, samples, constraints, n_samples, params } = op;
-        let buffers = [records, slots, scores, base, expert, anti, samples, constraints];
-        let variant = Variant { constants: String::new(), parts: vec![Shared::Best] };
+        let buffers: [&dyn Bind; 8] = [records, slots, scores, base, expert, anti, samples, constraints];
+        let variant = Variant { parts: vec![Shared::Best], ..Variant::default() };
         self.dispatch(pass, &RECORD, &variant, &buffers, &[bytes_of(&params)], [n_samples, 1, 1]);
     }
 
-    /// The form of a matrix op for `n_rows` rows of two matrices (or one, twice), and how many tiles the rows make.
-    fn matmul_variant(&self, n_rows: u32, w: [&Matrix; 2], has: &[(&str, bool)]) -> (Variant, u32) {
-        let [first, second] = w.map(|w| w.spec.dtype as u32);
+    /// The form of a matrix op for `n_rows` rows of one matrix or two, and how many tiles the rows make.
+    fn matmul_variant(&self, n_rows: u32, first: &Matrix, second: Option<&Matrix>, has: &[(&str, bool)]) -> (Variant, u32) {
         let (tile, rows) = if n_rows == 1 { (1, Shared::Rows1) } else { (4, Shared::Rows4) };
+        let outputs = match self.matrices {
+            MatrixForm::Buffers => Shared::Outputs4,
+            MatrixForm::Images => Shared::Outputs16,
+        };
         let exchange = if self.subgroups { Shared::ExchangeSubgroup } else { Shared::ExchangePlain };
-        let mut constants = format!("const W_DTYPE = {first}u;\nconst SECOND_DTYPE = {second}u;\n");
-        constants.extend(has.iter().map(|(name, value)| format!("const {name} = {value};\n")));
-        (Variant { constants, parts: vec![Shared::Octet, rows, exchange, Shared::Matmul] }, n_rows.div_ceil(tile))
+        let mut variant = Variant {
+            parts: vec![Shared::Weights, rows, outputs, exchange, Shared::Matmul],
+            ..Variant::default()
+        };
+        variant.declare_flags(has);
+        variant.declare_weights("first", 1, first.spec.dtype, self.matrices);
+        variant.declare_second(second.map(|second| (2, second.spec.dtype)), self.matrices);
+        (variant, n_rows.div_ceil(tile))
     }
 
     fn dispatch(
@@ -133,15 +143,15 @@ impl Wgpu {
         pass: &mut Pass,
         stem: &'static Stem,
         variant: &Variant,
-        buffers: &[&Buf],
+        buffers: &[&dyn Bind],
         uniforms: &[&[u8]],
         grid: [u32; 3],
     ) {
         if grid.contains(&0) {
             return;
         }
-        let buffers: Vec<&::wgpu::Buffer> = buffers.iter().map(|buf| &buf.buffer).collect();
-        let launch = Launch { stem, variant: variant.clone(), buffers: &buffers, uniforms, grid };
+        let bound = buffers.iter().map(|buffer| buffer.bound()).collect();
+        let launch = Launch { stem, variant: variant.clone(), bound, uniforms, grid };
         pass.dispatches.push(self.pipelines.prepare(&self.device, launch));
     }
 }

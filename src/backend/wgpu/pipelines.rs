@@ -1,8 +1,9 @@
 //! The table of ops, and what is made once for each: shader, pipeline, bind groups.
 
-use super::constants;
 use super::device::Device;
-use super::memory::Dropped;
+use super::memory::{Bound, Dropped};
+use super::{MatrixForm, constants};
+use crate::backend::Dtype;
 use std::cell::RefCell;
 use std::collections::HashMap;
 
@@ -50,14 +51,18 @@ const COMMON: [&str; 2] = [shader!("common"), shader!("parts/math")];
 pub(super) enum Shared {
     /// Where tokens stand in pages.
     Page,
-    /// Unpacking of weights.
-    Octet,
+    /// Where weights stand, and their unpacking.
+    Weights,
     /// The canonical sum of the matrix ops.
     Matmul,
     /// One row at a time.
     Rows1,
     /// Four rows for each load of weights.
     Rows4,
+    /// Four outputs per group of lanes.
+    Outputs4,
+    /// Sixteen.
+    Outputs16,
     /// Lanes exchange their sums through workgroup memory.
     ExchangePlain,
     /// Lanes exchange their sums by subgroup shuffles.
@@ -74,10 +79,12 @@ impl Shared {
     fn source(self) -> &'static str {
         match self {
             Shared::Page => shader!("parts/page"),
-            Shared::Octet => shader!("parts/octet"),
+            Shared::Weights => shader!("parts/weights"),
             Shared::Matmul => shader!("parts/matmul"),
             Shared::Rows1 => shader!("parts/rows_1"),
             Shared::Rows4 => shader!("parts/rows_4"),
+            Shared::Outputs4 => shader!("parts/outputs_4"),
+            Shared::Outputs16 => shader!("parts/outputs_16"),
             Shared::ExchangePlain => shader!("parts/exchange_plain"),
             Shared::ExchangeSubgroup => shader!("parts/exchange_subgroup"),
             Shared::Best => shader!("parts/best"),
@@ -90,13 +97,52 @@ impl Shared {
 /// One form of an op's shader.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Variant {
-    /// `const` lines.
+    /// `const` lines, and declarations of weights.
     pub(super) constants: String,
+    /// Bindings that are images.
+    pub(super) images: Vec<usize>,
     /// Shared parts, before the op's own source.
     pub(super) parts: Vec<Shared>,
 }
 
 impl Variant {
+    /// Declares the weights at `binding` as `name` ("first" or "second") for the parts that read them.
+    pub(super) fn declare_weights(&mut self, name: &str, binding: usize, dtype: Dtype, form: MatrixForm) {
+        let (declaration, word) = match form {
+            MatrixForm::Buffers => (format!("var<storage, read> {name}_buffer: array<vec4<u32>>"), format!("{name}_buffer[i]")),
+            MatrixForm::Images => (
+                format!("var {name}_image: texture_storage_2d<rgba32uint, read>"),
+                format!("textureLoad({name}_image, vec2<u32>(i % IMAGE_WIDTH, i / IMAGE_WIDTH))"),
+            ),
+        };
+        if form == MatrixForm::Images {
+            self.images.push(binding);
+        }
+        self.constants += &format!(
+            "const {}_DTYPE = {}u;\n@group(0) @binding({binding}) {declaration};\n\
+             fn {name}_word(i: u32) -> vec4<u32> {{ return {word}; }}\n",
+            name.to_uppercase(),
+            dtype as u32
+        );
+    }
+
+    /// Declares the second matrix of an op, or that there is none: the first then stands for it.
+    pub(super) fn declare_second(&mut self, second: Option<(usize, Dtype)>, form: MatrixForm) {
+        self.declare_flags(&[("HAS_SECOND", second.is_some())]);
+        match second {
+            Some((binding, dtype)) => self.declare_weights("second", binding, dtype, form),
+            None => {
+                self.constants += "const SECOND_DTYPE = FIRST_DTYPE;\n\
+                                   fn second_word(i: u32) -> vec4<u32> { return first_word(i); }\n";
+            }
+        }
+    }
+
+    /// Declares what an op has and has not.
+    pub(super) fn declare_flags(&mut self, flags: &[(&str, bool)]) {
+        self.constants.extend(flags.iter().map(|(name, value)| format!("const {name} = {value};\n")));
+    }
+
     /// The whole text of the shader module.
     pub(super) fn source(&self, stem: &Stem) -> String {
         let mut source = constants::lines() + &self.constants;
@@ -113,7 +159,7 @@ pub(super) struct Launch<'a> {
     pub(super) stem: &'static Stem,
     pub(super) variant: Variant,
     /// Outputs and inputs.
-    pub(super) buffers: &'a [&'a ::wgpu::Buffer],
+    pub(super) bound: Vec<Bound>,
     pub(super) uniforms: &'a [&'a [u8]],
     pub(super) grid: [u32; 3],
 }
@@ -128,27 +174,28 @@ pub(super) struct Dispatch {
 /// Everything made so far. A step of known shape makes no new object of the device.
 #[derive(Default)]
 pub(super) struct Pipelines {
-    layouts: RefCell<HashMap<&'static str, ::wgpu::BindGroupLayout>>,
+    layouts: RefCell<HashMap<(&'static str, Vec<usize>), ::wgpu::BindGroupLayout>>,
     pipelines: RefCell<HashMap<(&'static str, Variant), ::wgpu::ComputePipeline>>,
     uniforms: RefCell<HashMap<Vec<u8>, ::wgpu::Buffer>>,
     bind_groups: RefCell<HashMap<BindKey, ::wgpu::BindGroup>>,
 }
 
-type BindKey = (&'static str, Vec<::wgpu::Buffer>);
+type BindKey = (&'static str, Vec<Bound>);
 
 impl Pipelines {
     pub(super) fn prepare(&self, device: &Device, launch: Launch<'_>) -> Dispatch {
-        let Launch { stem, variant, buffers, uniforms, grid } = launch;
-        assert_eq!([buffers.len(), uniforms.len()], [stem.outputs + stem.inputs, stem.uniforms], "{}", stem.name);
+        let Launch { stem, variant, mut bound, uniforms, grid } = launch;
+        assert_eq!([bound.len(), uniforms.len()], [stem.outputs + stem.inputs, stem.uniforms], "{}", stem.name);
         assert!(grid.iter().all(|&n| n <= MAX_GRID), "{}: a grid of {grid:?}", stem.name);
-        let layout = self.layouts.borrow_mut().entry(stem.name).or_insert_with(|| make_layout(device, stem)).clone();
+        let mut layouts = self.layouts.borrow_mut();
+        let layout = layouts.entry((stem.name, variant.images.clone()));
+        let layout = layout.or_insert_with_key(|(_, images)| make_layout(device, stem, images)).clone();
         let mut pipelines = self.pipelines.borrow_mut();
         let pipeline = pipelines
             .entry((stem.name, variant))
             .or_insert_with_key(|(_, variant)| make_pipeline(device, stem, variant, &layout))
             .clone();
-        let mut bound: Vec<::wgpu::Buffer> = buffers.iter().map(|&buffer| buffer.clone()).collect();
-        bound.extend(uniforms.iter().map(|bytes| self.uniform(device, bytes)));
+        bound.extend(uniforms.iter().map(|bytes| Bound::Buffer(self.uniform(device, bytes))));
         let mut bind_groups = self.bind_groups.borrow_mut();
         let bind_group = bind_groups
             .entry((stem.name, bound))
@@ -161,7 +208,7 @@ impl Pipelines {
     pub(super) fn forget(&self, dropped: &Dropped) {
         let dropped = dropped.lock().map(|mut list| std::mem::take(&mut *list)).unwrap_or_default();
         if !dropped.is_empty() {
-            self.bind_groups.borrow_mut().retain(|(_, bound), _| !bound.iter().any(|buffer| dropped.contains(buffer)));
+            self.bind_groups.borrow_mut().retain(|(_, bound), _| !bound.iter().any(|one| dropped.contains(one)));
         }
     }
 
@@ -179,18 +226,25 @@ impl Pipelines {
     }
 }
 
-fn make_layout(device: &Device, stem: &Stem) -> ::wgpu::BindGroupLayout {
+fn make_layout(device: &Device, stem: &Stem, images: &[usize]) -> ::wgpu::BindGroupLayout {
+    let buffer = |ty| ::wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None };
     let kind = |index: usize| {
-        if index >= stem.outputs + stem.inputs {
-            ::wgpu::BufferBindingType::Uniform
+        if images.contains(&index) {
+            ::wgpu::BindingType::StorageTexture {
+                access: ::wgpu::StorageTextureAccess::ReadOnly,
+                format: ::wgpu::TextureFormat::Rgba32Uint,
+                view_dimension: ::wgpu::TextureViewDimension::D2,
+            }
+        } else if index >= stem.outputs + stem.inputs {
+            buffer(::wgpu::BufferBindingType::Uniform)
         } else {
-            ::wgpu::BufferBindingType::Storage { read_only: index >= stem.outputs }
+            buffer(::wgpu::BufferBindingType::Storage { read_only: index >= stem.outputs })
         }
     };
     let entry = |index: usize| ::wgpu::BindGroupLayoutEntry {
         binding: index as u32,
         visibility: ::wgpu::ShaderStages::COMPUTE,
-        ty: ::wgpu::BindingType::Buffer { ty: kind(index), has_dynamic_offset: false, min_binding_size: None },
+        ty: kind(index),
         count: None,
     };
     let entries: Vec<_> = (0..stem.outputs + stem.inputs + stem.uniforms).map(entry).collect();
@@ -227,11 +281,11 @@ fn make_bind_group(
     device: &Device,
     label: &str,
     layout: &::wgpu::BindGroupLayout,
-    bound: &[::wgpu::Buffer],
+    bound: &[Bound],
 ) -> ::wgpu::BindGroup {
     let numbered = (0..).zip(bound);
     let entries: Vec<_> = numbered
-        .map(|(binding, buffer)| ::wgpu::BindGroupEntry { binding, resource: buffer.as_entire_binding() })
+        .map(|(binding, bound)| ::wgpu::BindGroupEntry { binding, resource: bound.resource() })
         .collect();
     device.device.create_bind_group(&::wgpu::BindGroupDescriptor { label: Some(label), layout, entries: &entries })
 }

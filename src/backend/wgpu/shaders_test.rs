@@ -2,7 +2,9 @@
 //! and offsets of the Rust ones. Needs no device.
 
 use super::memory::Part;
+use super::MatrixForm;
 use super::pipelines::*;
+use crate::backend::Dtype;
 use crate::backend::params::*;
 use ::wgpu::naga::valid::{Capabilities, ValidationFlags, Validator};
 use ::wgpu::naga::{AddressSpace, Module, StorageAccess, TypeInner, front::wgsl};
@@ -44,10 +46,14 @@ fn layouts() -> Vec<Layout> {
     ]
 }
 
+const FORMS: [MatrixForm; 2] = [MatrixForm::Buffers, MatrixForm::Images];
+/// A type beside each: gate and up may differ.
+const SECOND_DTYPES: [Dtype; 3] = [Dtype::F16, Dtype::Bf16, Dtype::F32];
+
 /// Every form of an op's shader.
 fn variants(stem: &Stem) -> Vec<Variant> {
     let mut variants = Vec::new();
-    for dtype in 0..3 {
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
         let flags = |constants: String, names: &[&str]| {
             let mut forms = vec![constants];
             for name in names {
@@ -58,30 +64,33 @@ fn variants(stem: &Stem) -> Vec<Variant> {
         };
         match stem.name {
             "embed" => {
-                let constants = format!("const W_DTYPE = {dtype}u;\nconst N_VOCAB = 5u;\n");
-                variants.push(Variant { constants, parts: vec![Shared::Octet] });
+                for form in FORMS {
+                    let mut variant = Variant { parts: vec![Shared::Weights], ..Variant::default() };
+                    variant.constants += "const N_VOCAB = 5u;\n";
+                    variant.declare_weights("first", 2, dtype, form);
+                    variants.push(variant);
+                }
             }
             "rope_append" | "attention" => {
                 let names: &[&str] =
                     if stem.name == "attention" { &[] } else { &["HAS_ROTARY", "HAS_Q_GAIN", "HAS_K_GAIN"] };
-                for constants in flags(format!("const KV_DTYPE = {dtype}u;\n"), names) {
-                    variants.push(Variant { constants, parts: vec![Shared::Page] });
+                for constants in flags(format!("const KV_DTYPE = {}u;\n", dtype as u32), names) {
+                    variants.push(Variant { constants, parts: vec![Shared::Page], images: Vec::new() });
                 }
             }
             "norm_matmul" | "matmul_add" | "norm_gate_up" => {
-                let second = (dtype + 1) % 3;
-                let constants = format!("const W_DTYPE = {dtype}u;\nconst SECOND_DTYPE = {second}u;\n");
-                for constants in flags(constants, &["HAS_GAIN", "HAS_BIAS", "HAS_GATHER"]) {
-                    for (rows, exchange) in [
-                        (Shared::Rows1, Shared::ExchangePlain),
-                        (Shared::Rows4, Shared::ExchangePlain),
-                        (Shared::Rows1, Shared::ExchangeSubgroup),
-                        (Shared::Rows4, Shared::ExchangeSubgroup),
-                    ] {
-                        variants.push(Variant {
-                            constants: constants.clone(),
-                            parts: vec![Shared::Octet, rows, exchange, Shared::Matmul],
-                        });
+                let second = (stem.name == "norm_gate_up").then_some((2, SECOND_DTYPES[dtype as usize]));
+                for constants in flags(String::new(), &["HAS_GAIN", "HAS_BIAS", "HAS_GATHER"]) {
+                    for (form, outputs) in FORMS.into_iter().zip([Shared::Outputs4, Shared::Outputs16]) {
+                        for rows in [Shared::Rows1, Shared::Rows4] {
+                            for exchange in [Shared::ExchangePlain, Shared::ExchangeSubgroup] {
+                                let parts = vec![Shared::Weights, rows, outputs, exchange, Shared::Matmul];
+                                let mut variant = Variant { constants: constants.clone(), parts, images: Vec::new() };
+                                variant.declare_weights("first", 1, dtype, form);
+                                variant.declare_second(second, form);
+                                variants.push(variant);
+                            }
+                        }
                     }
                 }
             }
@@ -91,7 +100,7 @@ fn variants(stem: &Stem) -> Vec<Variant> {
                 } else {
                     vec![Shared::Best, Shared::U64, Shared::Select]
                 };
-                variants.push(Variant { constants: String::new(), parts });
+                variants.push(Variant { parts, ..Variant::default() });
             }
             _ => variants.push(Variant::default()),
         }
@@ -121,7 +130,7 @@ fn every_form_is_valid_and_binds_what_its_line_says() {
             let mut bindings: Vec<_> = module
                 .global_variables
                 .iter()
-                .filter_map(|(_, global)| Some((global.binding?.binding, global.space)))
+                .filter_map(|(_, global)| Some((global.binding?.binding as usize, global.space)))
                 .collect();
             bindings.sort_by_key(|(index, _)| *index);
             let storage = |access| AddressSpace::Storage { access };
@@ -130,7 +139,8 @@ fn every_form_is_valid_and_binds_what_its_line_says() {
                 vec![storage(StorageAccess::LOAD); stem.inputs],
                 vec![AddressSpace::Uniform; stem.uniforms],
             ];
-            let wanted: Vec<_> = (0..).zip(wanted.concat()).collect();
+            let kind = |(binding, space)| (binding, if variant.images.contains(&binding) { AddressSpace::Handle } else { space });
+            let wanted: Vec<_> = wanted.concat().into_iter().enumerate().map(kind).collect();
             assert_eq!(bindings, wanted, "{}", stem.name);
             assert!(stem.outputs + stem.inputs <= 8, "{} binds more than 8 storage buffers", stem.name);
         }

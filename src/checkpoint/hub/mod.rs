@@ -42,6 +42,9 @@ const OPTIONAL: [&str; 5] = [
     "chat_template.json",
 ];
 
+/// Limit of every file but the weights, by the hub's own word, before a byte of it comes.
+const MAX_SMALL_BYTES: u64 = 64 << 20;
+
 /// What happens while a model is fetched, for a person to see.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -173,16 +176,16 @@ impl Repo<'_> {
     fn fetch(&self, listing: &Listing, watch: Watch) -> Result<PathBuf> {
         let directory = self.cache.snapshot(&listing.commit);
         for file in REQUIRED.iter().chain(OPTIONAL.iter().filter(|file| listing.has(file))) {
-            self.fetch_file(listing, file, watch)?;
+            self.fetch_file(listing, file, MAX_SMALL_BYTES, watch)?;
         }
         let source = Source::directory(&directory);
         ModelConfig::read(&source)?;
         if listing.has(SINGLE) {
-            self.fetch_file(listing, SINGLE, watch)?;
+            self.fetch_file(listing, SINGLE, u64::MAX, watch)?;
         } else if listing.has(INDEX) {
-            self.fetch_file(listing, INDEX, watch)?;
+            self.fetch_file(listing, INDEX, MAX_SMALL_BYTES, watch)?;
             for file in shards::names_in_index(&source)? {
-                self.fetch_file(listing, &file, watch)?;
+                self.fetch_file(listing, &file, u64::MAX, watch)?;
             }
         } else {
             let foreign = shards::foreign_weights(&listing.names());
@@ -194,13 +197,17 @@ impl Repo<'_> {
         Ok(directory)
     }
 
-    fn fetch_file(&self, listing: &Listing, file: &str, watch: Watch) -> Result<()> {
+    /// Brings one file of at most `limit` bytes, if the cache lacks it.
+    fn fetch_file(&self, listing: &Listing, file: &str, limit: u64, watch: Watch) -> Result<()> {
         if !listing.has(file) {
             return Err(self.error(Some(file), None, "the repository has no such file"));
         }
         let Some(content) = listing.content(file) else {
             return Err(self.error(Some(file), None, "the hub's listing does not say its size and hash"));
         };
+        if content.n_bytes > limit {
+            return Err(self.error(Some(file), None, format!("{} bytes, the limit is {limit}", content.n_bytes)));
+        }
         let path = self.cache.snapshot(&listing.commit).join(file);
         if path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() == content.n_bytes) {
             return Ok(());
@@ -241,7 +248,9 @@ impl Repo<'_> {
             (Some(404), Some("RevisionNotFound")) => "the repository has no such branch, tag or commit".into(),
             (Some(404), _) if file.is_some() => "the repository has no such file".into(),
             (Some(404), _) => "no such repository, nor a directory of that name".into(),
-            _ if failure.wait.is_some() => format!("{}; run again to go on where it stopped", failure.message),
+            _ if failure.wait.is_some() && file.is_some() => {
+                format!("{}; run again to go on where it stopped", failure.message)
+            }
             _ => failure.message,
         };
         self.error(file, failure.status, message)

@@ -2,7 +2,7 @@
 
 use super::settings::Settings;
 use std::time::Duration;
-use std::{io, thread};
+use std::{fmt, io, thread};
 use ureq::http::header::{ACCEPT_ENCODING, AUTHORIZATION, LOCATION, RANGE, RETRY_AFTER};
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Uri};
 use ureq::{Agent, Body};
@@ -105,14 +105,20 @@ impl Origin {
     fn of(url: &str) -> Option<Self> {
         let url: Uri = url.parse().ok()?;
         let scheme = url.scheme_str()?.to_lowercase();
-        let port = url.port_u16().unwrap_or(if scheme == "https" { 443 } else { 80 });
+        let port = url.port_u16().unwrap_or(default_port(&scheme));
         Some(Self { host: url.host()?.to_lowercase(), scheme, port })
     }
 }
 
-impl std::fmt::Display for Origin {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}://{}:{}", self.scheme, self.host, self.port)
+fn default_port(scheme: &str) -> u16 {
+    if scheme == "https" { 443 } else { 80 }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { scheme, host, port } = self;
+        write!(f, "{scheme}://{host}")?;
+        if *port == default_port(scheme) { Ok(()) } else { write!(f, ":{port}") }
     }
 }
 
@@ -211,4 +217,46 @@ pub(super) fn number(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
 pub(super) fn escaped(part: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
     part.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Origin, redirected};
+
+    #[test]
+    fn redirects_are_resolved_and_never_give_up_encryption() {
+        let from = "https://hub.example/org/name/resolve/x/config.json";
+        for (from, location, expected) in [
+            (from, "/api/x?y=1", Some("https://hub.example/api/x?y=1")),
+            (from, "https://cdn.example/x", Some("https://cdn.example/x")),
+            (from, "http://hub.example/x", None),
+            (from, "//cdn.example/x", None),
+            (from, "x", None),
+            (from, "", None),
+            (from, "file:///etc/passwd", None),
+            ("http://127.0.0.1:80/x", "/y", Some("http://127.0.0.1/y")),
+            ("http://127.0.0.1:8080/x", "/y", Some("http://127.0.0.1:8080/y")),
+            ("http://127.0.0.1:8080/x", "https://cdn.example/y", Some("https://cdn.example/y")),
+            ("http://127.0.0.1:8080/x", "ftp://cdn.example/y", None),
+        ] {
+            assert_eq!(redirected(from, location).as_deref(), expected, "{from} {location}");
+        }
+    }
+
+    #[test]
+    fn who_is_asked_is_scheme_host_and_port() {
+        let hub = Origin::of("https://hub.example").expect("an address");
+        for (url, is_hub) in [
+            ("https://HUB.example:443/x", true),
+            ("https://user@hub.example/x", true),
+            ("http://hub.example/x", false),
+            ("https://hub.example:444/x", false),
+            ("https://hub.example.evil/x", false),
+            ("https://hub.example@evil.example/x", false),
+            ("https://hub.example:443@evil.example/x", false),
+        ] {
+            let origin = Origin::of(url).expect(url);
+            assert_eq!(origin == hub, is_hub, "{url}: {origin}");
+        }
+    }
 }

@@ -5,7 +5,7 @@ mod floor;
 mod report;
 
 use super::args::{BenchArgs, Setting};
-use super::interrupt::Watched;
+use super::interrupt::Watch;
 use super::output::{self, Stdout};
 use crate::backend::cpu::ReadRate;
 use crate::backend::wgpu;
@@ -148,9 +148,10 @@ impl Bench {
     fn time(&self, setting: Setting, alpha: f32) -> Result<Times> {
         let n_ids = self.trio.vocabulary().n_ids;
         let requests = (0..setting.batch).map(|index| request(setting, index, alpha, n_ids)).collect();
-        let mut events = Watched::new(self.engine.submit(requests)?);
+        let watch = Watch::new();
+        let mut events = self.engine.submit(requests)?;
         let mut times = Times { prompt: 0.0, decode: 0.0 };
-        while let Some(event) = events.next()? {
+        while let Some(event) = watch.next(&mut events)? {
             let Event::Done { completion, .. } = event else { continue };
             if let Some(error) = completion.error {
                 return Err(error);

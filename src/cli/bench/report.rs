@@ -77,16 +77,18 @@ impl Report {
             .map(|model| format!("{:<12} {}, {} of weights\n", model.role, model.name, mebibytes(model.weight_bytes)))
             .collect();
         let columns = ["prompt", "output", "batch", "models", "prompt ms", "ms/token", "tok/s", "of read"];
-        let columns = line(columns.map(String::from), ["slow-down", "floor", "over floor"].map(String::from));
+        let columns =
+            line(columns.map(String::from), ["slow-down", "floor", "over floor", "read GB/s"].map(String::from));
         format!("{}device       {}\n\n{columns}", models.concat(), self.device)
     }
 
     /// What the columns mean.
     pub(super) fn ending(&self) -> String {
         format!(
-            "\nMedians of {} runs, base and trio in turn. ms/token: from one token of a text to its next; tok/s: all texts\n\
-             together; of read: bytes that a step must read, over what this machine reads in that time; slow-down: whole\n\
-             texts, prompt and output; floor: the ratio of the bytes that they must read.",
+            "\nMedians of {} runs: base, trio and the rate at which all threads read memory, in turn.\n\
+             ms/token   from one token of a text to its next; tok/s counts all texts of the batch\n\
+             of read    bytes that a step must read, over what the machine reads in that time\n\
+             slow-down  whole texts, prompt and output; floor: the ratio of the bytes that they must read",
             self.runs
         )
     }
@@ -103,9 +105,11 @@ impl Row {
     pub(super) fn text(&self) -> String {
         let Setting { prompt, output, batch } = self.setting;
         let [prompt, output, batch] = [prompt, output, batch].map(|n| n.to_string());
-        let ratios = [self.slow_down, self.floor, self.slow_down_over_floor].map(|ratio| format!("{ratio:.2}"));
+        let [slow_down, floor, over] =
+            [self.slow_down, self.floor, self.slow_down_over_floor].map(|ratio| format!("{ratio:.2}"));
+        let rate = self.read_bytes_per_second.map_or("-".into(), |rate| format!("{:.1}", rate / 1e9));
         let base = line(self.base.cells([prompt, output, batch], "base"), Default::default());
-        format!("{base}\n{}", line(self.trio.cells(Default::default(), "trio"), ratios))
+        format!("{base}\n{}", line(self.trio.cells(Default::default(), "trio"), [slow_down, floor, over, rate]))
     }
 }
 
@@ -133,14 +137,15 @@ impl Side {
 }
 
 /// Columns of fixed width, so that lines can be printed as they are measured.
-fn line(cells: [String; 8], ratios: [String; 3]) -> String {
+fn line(cells: [String; 8], ratios: [String; 4]) -> String {
     let [prompt, output, batch, models, prompt_ms, ms, rate, share] = cells;
-    let [slow_down, floor, over] = ratios;
+    let [slow_down, floor, over, rate] = ratios;
     let left = format!("{prompt:>6} {output:>6} {batch:>5}  {models:<6} {prompt_ms:>10} {ms:>9} {rate:>8} {share:>7}");
-    format!("{left}  {slow_down:>9} {floor:>6} {over:>10}").trim_end().into()
+    format!("{left}  {slow_down:>9} {floor:>6} {over:>10} {rate:>9}").trim_end().into()
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+/// The middle one, of an even number the upper.
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }

@@ -10,7 +10,7 @@ pub use embedded::sources;
 use super::args::DemoArgs;
 use super::fields::RequestFields;
 use super::generate::in_order;
-use super::interrupt::Watched;
+use super::interrupt::Watch;
 use super::output::{Stdout, Style};
 use crate::Result;
 use crate::engine::event::Completion;
@@ -102,8 +102,9 @@ impl Asked {
 fn ask(engine: &Handle, requests: Vec<Request>, progress: &mut dyn FnMut()) -> Result<Vec<Completion>> {
     let mut done = Vec::new();
     let n = requests.len();
-    let mut events = Watched::new(engine.submit(requests)?);
-    in_order(&mut events, n, |_, completion| {
+    let watch = Watch::new();
+    let mut events = engine.submit(requests)?;
+    in_order(&watch, &mut events, n, |_, completion| {
         progress();
         match completion.error.clone() {
             Some(error) => Err(error),
