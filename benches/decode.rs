@@ -1,9 +1,11 @@
-//! The trio against its base: milliseconds per token of plain and proxy-tuned decoding, side by side in one run.
+//! The trio against its base: milliseconds per step of plain and proxy-tuned decoding at several batches, and the rate of
+//! a prompt, side by side in one run.
 //!
-//! `cargo bench --bench decode` runs the demo's models; `cargo bench --bench decode -- BASE EXPERT ANTI-EXPERT` runs
-//! directories. Medians over interleaved runs, because machines are noisy. The floor is the ratio of bytes: the three
-//! models' weights over the base's.
+//! `cargo bench --bench decode` runs the demo's models on every backend; `-- cpu` one backend; `-- BASE EXPERT
+//! ANTI-EXPERT` directories. Medians over interleaved runs, because machines are noisy. The floor is the ratio of bytes:
+//! the three models' weights over the base's.
 
+use proxytune::backend::cpu::ReadRate;
 use proxytune::checkpoint::Source;
 use proxytune::cli::demo;
 use proxytune::engine::event::Event;
@@ -13,10 +15,13 @@ use proxytune::engine::worker::{BackendChoice, EngineOptions, Handle};
 use std::sync::Arc;
 
 const RUNS: usize = 5;
-const TOKENS: u32 = 64;
+const TOKENS: u32 = 32;
+const BATCHES: [usize; 5] = [1, 2, 4, 8, 16];
+const PROMPT: usize = 512;
 
 fn main() {
-    let dirs: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let (names, dirs): (Vec<_>, Vec<_>) = args.into_iter().partition(|arg| ["cpu", "wgpu"].contains(&arg.as_str()));
     let sources = match dirs.as_slice() {
         [base, expert, anti] => {
             let [base, expert, anti] = [base, expert, anti].map(Source::directory);
@@ -27,45 +32,82 @@ fn main() {
     let trio = Arc::new(Trio::open(&sources, &[]).expect("the models open"));
     let bytes = |member: usize| -> usize { trio.checkpoints()[member].tensors().map(|(_, t)| t.n_bytes).sum() };
     let total: usize = (0..trio.checkpoints().len()).map(bytes).sum();
-    println!("floor (bytes of the three over the base's): {:.2}\n", total as f64 / bytes(0) as f64);
-    println!("| backend | batch | base ms/step | trio ms/step | ratio | trio tok/s |");
-    println!("|---|---|---|---|---|---|");
-    for backend in [BackendChoice::Cpu, BackendChoice::Wgpu] {
-        for batch in [1, 4, 16] {
-            compare(&trio, backend, batch);
+    println!("floor (bytes of the three over the base's): {:.2}", total as f64 / bytes(0) as f64);
+    let read_rate = ReadRate::new(None).measure(8);
+    let ms = 1e3 * bytes(0) as f64 / read_rate;
+    println!("memory read by all threads: {:.1} GB/s, the base's weights in {ms:.3} ms", read_rate / 1e9);
+    for (name, backend) in [("cpu", BackendChoice::Cpu), ("wgpu", BackendChoice::Wgpu)] {
+        if names.is_empty() || names.iter().any(|wanted| wanted == name) {
+            decode(&trio, backend);
+            prompt(&trio, backend);
         }
     }
 }
 
-fn compare(trio: &Arc<Trio>, backend: BackendChoice, batch: usize) {
-    let prompt = trio.tokenizers()[0].encode_raw("Where was").expect("a short prompt encodes");
-    let requests = |alpha: f32| {
-        let sampling = Sampling { alpha, max_tokens: TOKENS, ignore_eos: true, ..Sampling::default() };
-        vec![
-            Request { prompts: [prompt.clone(), prompt.clone(), prompt.clone()], sampling, ..Request::default() };
-            batch
-        ]
-    };
-    let options = EngineOptions { backend, ..EngineOptions::sized_for(&requests(1.0)) };
-    let engine = Handle::start(trio.clone(), options).expect("the engine starts");
-    // alpha 0 computes the base alone.
-    let (mut base, mut trio) = (Vec::new(), Vec::new());
-    for _ in 0..RUNS {
-        base.push(ms_per_step(&engine, requests(0.0)));
-        trio.push(ms_per_step(&engine, requests(1.0)));
+fn decode(trio: &Arc<Trio>, backend: BackendChoice) {
+    println!("\n| backend | batch | base ms/step | over batch 1 | trio ms/step | over batch 1 | ratio | trio tok/s |");
+    println!("|---|---|---|---|---|---|---|---|");
+    let mut ones = None;
+    for batch in BATCHES {
+        let requests = |alpha| requests(trio, batch, alpha, TOKENS, 2);
+        let engine = start(trio, backend, &requests(1.0));
+        // alpha 0 computes the base alone.
+        let (mut base, mut tuned) = (Vec::new(), Vec::new());
+        for _ in 0..RUNS {
+            base.push(ms_per_step(&engine, requests(0.0)));
+            tuned.push(ms_per_step(&engine, requests(1.0)));
+        }
+        let (base, tuned) = (median(base), median(tuned));
+        let (one_base, one_tuned) = *ones.get_or_insert((base, tuned));
+        println!(
+            "| {} | {batch} | {base:.3} | {:.2} | {tuned:.3} | {:.2} | {:.2} | {:.0} |",
+            engine.device(),
+            base / one_base,
+            tuned / one_tuned,
+            tuned / base,
+            1e3 * batch as f64 / tuned
+        );
     }
-    let (base, trio) = (median(base), median(trio));
-    let name = engine.device();
-    println!("| {name} | {batch} | {base:.3} | {trio:.3} | {:.2} | {:.0} |", trio / base, 1e3 * batch as f64 / trio);
+}
+
+fn prompt(trio: &Arc<Trio>, backend: BackendChoice) {
+    let longest = trio.checkpoints().iter().map(|checkpoint| checkpoint.config.max_positions).min().unwrap_or(0);
+    let n = PROMPT.min(longest - 1);
+    let requests = requests(trio, 1, 0.0, 1, n);
+    let engine = start(trio, backend, &requests);
+    let ms = (0..=RUNS).map(|_| completions(&engine, requests.clone()).map(|timings| timings.0).fold(0.0, f64::max));
+    let ms = median(ms.skip(1).collect());
+    println!(
+        "\n{}: a prompt of {n} tokens through the base in {ms:.1} ms, {:.0} tok/s",
+        engine.device(),
+        1e3 * n as f64 / ms
+    );
+}
+
+fn start(trio: &Arc<Trio>, backend: BackendChoice, requests: &[Request]) -> Handle {
+    let options = EngineOptions { backend, ..EngineOptions::sized_for(requests) };
+    Handle::start(trio.clone(), options).expect("the engine starts")
+}
+
+/// `batch` equal requests of `n_prompt` prompt tokens.
+fn requests(trio: &Trio, batch: usize, alpha: f32, max_tokens: u32, n_prompt: usize) -> Vec<Request> {
+    let text = "Where was the teacher of the painter of this picture born, and when? ".repeat(n_prompt.div_ceil(8));
+    let mut prompt = trio.tokenizers()[0].encode_raw(&text).expect("a prompt encodes");
+    prompt.truncate(n_prompt);
+    let sampling = Sampling { alpha, max_tokens, ignore_eos: true, ..Sampling::default() };
+    vec![Request { prompts: [prompt.clone(), prompt.clone(), prompt], sampling, ..Request::default() }; batch]
+}
+
+/// Milliseconds of each completion's prompt and prediction.
+fn completions(engine: &Handle, requests: Vec<Request>) -> impl Iterator<Item = (f64, f64)> {
+    engine.submit(requests).expect("valid requests").filter_map(|event| match event {
+        Event::Done { completion, .. } => Some((completion.timings.prompt_ms, completion.timings.predicted_ms)),
+        Event::Token { .. } => None,
+    })
 }
 
 fn ms_per_step(engine: &Handle, requests: Vec<Request>) -> f64 {
-    let done = engine.submit(requests).expect("valid requests").filter_map(|event| match event {
-        Event::Done { completion, .. } => Some(completion.timings),
-        Event::Token { .. } => None,
-    });
-    let slowest = done.map(|timings| timings.predicted_ms).fold(0.0, f64::max);
-    slowest / f64::from(TOKENS - 1)
+    completions(engine, requests).map(|timings| timings.1).fold(0.0, f64::max) / f64::from(TOKENS - 1)
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

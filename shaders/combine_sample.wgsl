@@ -3,14 +3,15 @@
 //
 // slots [n_slots], scores [n_slots][2][32 * mask_words] bits of f32, counts [n_slots][32 * mask_words], base, expert and
 // anti rows of a stride each, samples [n_samples]. One workgroup: one sample, all of it, since WGSL has no barrier
-// between workgroups. Reads each row once, the processed scores once per pass; writes both scores.
+// between workgroups; threads take ids four by four. Reads each row once, the processed scores once per pass; writes
+// both scores.
 
 @group(0) @binding(0) var<storage, read_write> slots: array<Slot>;
-@group(0) @binding(1) var<storage, read_write> scores: array<u32>;
+@group(0) @binding(1) var<storage, read_write> scores: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read_write> counts: array<u32>;
-@group(0) @binding(3) var<storage, read> base: array<u32>;
-@group(0) @binding(4) var<storage, read> expert: array<u32>;
-@group(0) @binding(5) var<storage, read> anti: array<u32>;
+@group(0) @binding(3) var<storage, read> base: array<Logits>;
+@group(0) @binding(4) var<storage, read> expert: array<Logits>;
+@group(0) @binding(5) var<storage, read> anti: array<Logits>;
 @group(0) @binding(6) var<storage, read> samples: array<Sample>;
 @group(0) @binding(7) var<storage, read> constraints: array<u32>;
 @group(0) @binding(8) var<uniform> params: CombineSampleParams;
@@ -29,6 +30,7 @@ struct CombineSampleParams {
 // What decides where barriers stand, the same for all threads.
 struct Settings {
     finish: u32,
+    penalised: u32,
     inverse_temperature: f32,
     top_k: u32,
     top_p: u32,
@@ -50,27 +52,48 @@ var<workgroup> findings: atomic<u32>;
 var<workgroup> verdict: u32;
 
 var<private> sample: Sample;
-// First word of the slot's constraints, and first column of its scores after step 3.
+// First word of the slot's constraints, and first four of its scores after step 3.
 var<private> own: u32;
 var<private> combined: u32;
 
 // NaN or +inf.
-fn is_bad(bits: u32) -> bool {
-    return (bits & 0x7fffffffu) >= POS_INF && bits != NEG_INF;
+fn is_bad(bits: vec4<u32>) -> vec4<bool> {
+    return ((bits & vec4(0x7fffffffu)) >= vec4(POS_INF)) & (bits != vec4(NEG_INF));
+}
+
+fn ids_of(four: u32) -> vec4<u32> {
+    return vec4(4u * four) + vec4(0u, 1u, 2u, 3u);
+}
+
+// Bits of a four in the mask that starts at `word` of the constraints.
+fn four_in_mask(word: u32, four: u32) -> vec4<bool> {
+    let bits = constraints[word + (four >> 3u)] >> (4u * (four & 7u));
+    return ((vec4(bits) >> vec4(0u, 1u, 2u, 3u)) & vec4(1u)) == vec4(1u);
+}
+
+fn live(four: u32) -> vec4<bool> {
+    return (ids_of(four) < vec4(params.n_ids)) & four_in_mask(0u, four);
+}
+
+fn ordered_four(bits: vec4<u32>) -> vec4<u32> {
+    return vec4(ordered_bits(bits.x), ordered_bits(bits.y), ordered_bits(bits.z), ordered_bits(bits.w));
+}
+
+fn best_of_four(best_yet: vec2<u32>, ordered: vec4<u32>, four: u32) -> vec2<u32> {
+    let first = better(vec2(ordered.x, 4u * four), vec2(ordered.y, 4u * four + 1u));
+    let second = better(vec2(ordered.z, 4u * four + 2u), vec2(ordered.w, 4u * four + 3u));
+    return better(best_yet, better(first, second));
 }
 
 // Step 2: leaves -inf in the processed scores where the base's own filters drop an id.
 fn mask_base(top_p: u32, min_p: f32) {
     var highest = vec2(0u, 0u);
-    for (var id = thread; id < params.n_ids; id += N_THREADS) {
-        var z = NEG_INF;
-        if in_mask(0u, id) {
-            z = base[sample.row_base * params.stride_base + id];
-        }
+    for (var four = thread; 4u * four < params.n_ids; four += N_THREADS) {
+        let z = base_four(sample.row_base * params.stride_base + 4u * four);
         // What is bad ends the sequence in step 3.
-        z = select(z, NEG_INF, is_bad(z));
-        scores[processed + id] = z;
-        highest = better(highest, vec2(ordered_bits(z), id));
+        let bits = select(vec4(NEG_INF), z, live(four) & !is_bad(z));
+        scores[processed + four] = bits;
+        highest = best_of_four(highest, ordered_four(bits), four);
     }
     let best_base = best_of_all(highest);
     if best_base.x <= ordered_bits(NEG_INF) {
@@ -82,29 +105,23 @@ fn mask_base(top_p: u32, min_p: f32) {
 
 // t = (s - best) * scale in place of the processed scores.
 fn subtract_and_scale(best_bits: u32, scale: f32) {
-    let highest = from_ordered(best_bits);
-    for (var id = thread; id < params.n_ids; id += N_THREADS) {
-        let bits = scores[processed + id];
-        if bits != NEG_INF {
-            scores[processed + id] = bitcast<u32>((bitcast<f32>(bits) - highest) * scale);
-        }
+    let highest = vec4(from_ordered(best_bits));
+    for (var four = thread; 4u * four < params.n_ids; four += N_THREADS) {
+        let bits = scores[processed + four];
+        let t = bitcast<vec4<u32>>((bitcast<vec4<f32>>(bits) - highest) * scale);
+        scores[processed + four] = select(t, bits, bits == vec4(NEG_INF));
     }
 }
 
-// Step 3 for one id that is live and has a base score: z + alpha (up - down), alpha > 0.
-fn difference(z: u32, up: u32, down: u32, alpha: f32) -> u32 {
+// Step 3 for ids that are live and have a base score: z + alpha (up - down), alpha > 0.
+fn difference(z: vec4<u32>, up: vec4<u32>, down: vec4<u32>, alpha: f32) -> vec4<u32> {
+    let d = bitcast<vec4<f32>>(up) - bitcast<vec4<f32>>(down);
+    var s = bitcast<vec4<u32>>(fma(vec4(alpha), d, bitcast<vec4<f32>>(z)));
+    s = select(s, z, d == vec4(0.0));
+    s = select(s, vec4(NEG_INF), up == vec4(NEG_INF));
+    s = select(s, vec4(POS_INF), down == vec4(NEG_INF));
     // Where the pair agrees (on -inf too) the base's bits stay.
-    if up == down {
-        return z;
-    }
-    if down == NEG_INF {
-        return POS_INF;
-    }
-    if up == NEG_INF {
-        return NEG_INF;
-    }
-    let d = bitcast<f32>(up) - bitcast<f32>(down);
-    return select(bitcast<u32>(fma(alpha, d, bitcast<f32>(z))), z, d == 0.0);
+    return select(s, z, up == down);
 }
 
 // Steps 1, 3 and the masks of 4; true where the sequence can go on.
@@ -114,33 +131,31 @@ fn combine(has_base_mask: bool) -> bool {
     if slots[sample.slot].produced == 0u {
         allowed += params.mask_words;
     }
+    let none = vec4(NEG_INF);
     var found = 0u;
-    for (var id = thread; id < 32u * params.mask_words; id += N_THREADS) {
-        var s = NEG_INF;
-        if id < params.n_ids && in_mask(0u, id) {
-            let z = base[sample.row_base * params.stride_base + id];
-            var e = z;
-            var a = z;
-            if alpha != 0.0 {
-                e = expert[sample.row_expert * params.stride_expert + id];
-                a = anti[sample.row_anti * params.stride_anti + id];
-            }
-            found |= select(0u, BAD, is_bad(z) || is_bad(e) || is_bad(a));
-            found |= select(FINITE_BASE, 0u, z == NEG_INF) | select(FINITE_EXPERT, 0u, e == NEG_INF);
-            found |= select(FINITE_ANTI, 0u, a == NEG_INF);
-            let is_kept = !has_base_mask || scores[processed + id] != NEG_INF;
-            if is_kept && z != NEG_INF {
-                s = z;
-                if !in_mask(params.mask_words, id) {
-                    // A negative alpha exchanges the two; the product's bits are the same.
-                    s = difference(z, select(e, a, alpha < 0.0), select(a, e, alpha < 0.0), abs(alpha));
-                }
-                found |= select(0u, BAD, is_bad(s)) | select(FINITE_SCORE, 0u, s == NEG_INF);
-            }
+    for (var four = thread; four < 8u * params.mask_words; four += N_THREADS) {
+        let z = base_four(sample.row_base * params.stride_base + 4u * four);
+        var e = z;
+        var a = z;
+        if alpha != 0.0 {
+            e = expert_four(sample.row_expert * params.stride_expert + 4u * four);
+            a = anti_four(sample.row_anti * params.stride_anti + 4u * four);
         }
-        scores[combined + id] = s;
-        let is_allowed = s != NEG_INF && in_mask(allowed, id);
-        scores[processed + id] = select(NEG_INF, s, is_allowed);
+        let is_live = live(four);
+        found |= select(0u, BAD, any(is_live & (is_bad(z) | is_bad(e) | is_bad(a))));
+        found |= select(0u, FINITE_BASE, any(is_live & (z != none)));
+        found |= select(0u, FINITE_EXPERT, any(is_live & (e != none)));
+        found |= select(0u, FINITE_ANTI, any(is_live & (a != none)));
+        var is_kept = is_live & (z != none);
+        if has_base_mask {
+            is_kept = is_kept & (scores[processed + four] != none);
+        }
+        // A negative alpha exchanges the two; the product's bits are the same.
+        let steered = difference(z, select(e, a, alpha < 0.0), select(a, e, alpha < 0.0), abs(alpha));
+        let s = select(none, select(steered, z, four_in_mask(params.mask_words, four)), is_kept);
+        found |= select(0u, BAD, any(is_kept & is_bad(s))) | select(0u, FINITE_SCORE, any(is_kept & (s != none)));
+        scores[combined + four] = s;
+        scores[processed + four] = select(none, s, four_in_mask(allowed, four));
     }
     atomicOr(&findings, found);
     workgroupBarrier();
@@ -156,7 +171,7 @@ fn narrow() {
     if slots[sample.slot].produced < slots[sample.slot].min_tokens && thread < slots[sample.slot].n_stop_ids {
         let id = slots[sample.slot].stop_ids[thread];
         if id < params.n_ids {
-            scores[processed + id] = NEG_INF;
+            scores[processed + id / 4u][id % 4u] = NEG_INF;
         }
     }
     storageBarrier();
@@ -164,41 +179,47 @@ fn narrow() {
     let biases = own + 2u * params.mask_words;
     for (var i = thread; i < n_biases; i += N_THREADS) {
         let id = constraints[biases + 2u * i];
-        if id < params.n_ids && scores[processed + id] != NEG_INF {
-            let s = bitcast<f32>(scores[processed + id]) + bitcast<f32>(constraints[biases + 2u * i + 1u]);
-            scores[processed + id] = bitcast<u32>(s);
+        if id < params.n_ids && scores[processed + id / 4u][id % 4u] != NEG_INF {
+            let s = bitcast<f32>(scores[processed + id / 4u][id % 4u]) + bitcast<f32>(constraints[biases + 2u * i + 1u]);
+            scores[processed + id / 4u][id % 4u] = bitcast<u32>(s);
         }
     }
     storageBarrier();
 }
 
-// Step 6, and the best of what it leaves: (ordered bits, id).
-fn penalise() -> vec2<u32> {
-    let is_penalised = slots[sample.slot].penalised == 1u;
-    let repetition = slots[sample.slot].repetition_penalty;
-    let presence = slots[sample.slot].presence_penalty;
-    let frequency = slots[sample.slot].frequency_penalty;
-    var highest = vec2(0u, 0u);
+// Step 6 for one id that was counted.
+fn penalised(bits: u32, count: u32) -> u32 {
+    let slot = &slots[sample.slot];
+    var s = bitcast<f32>(bits);
+    if s > 0.0 {
+        s /= (*slot).repetition_penalty;
+    } else {
+        s *= (*slot).repetition_penalty;
+    }
+    let n = count & 0x7fffffffu;
+    if n > 0u {
+        s = fma(-(*slot).frequency_penalty, f32(n), s - (*slot).presence_penalty);
+    }
+    return bitcast<u32>(s);
+}
+
+fn penalise() {
+    let start = sample.slot * 32u * params.mask_words;
     for (var id = thread; id < params.n_ids; id += N_THREADS) {
-        var bits = scores[processed + id];
-        if is_penalised && bits != NEG_INF {
-            let count = counts[sample.slot * 32u * params.mask_words + id];
-            if count != 0u {
-                var s = bitcast<f32>(bits);
-                if s > 0.0 {
-                    s /= repetition;
-                } else {
-                    s *= repetition;
-                }
-                let n = count & 0x7fffffffu;
-                if n > 0u {
-                    s = fma(-frequency, f32(n), s - presence);
-                }
-                bits = bitcast<u32>(s);
-                scores[processed + id] = bits;
-            }
+        let count = counts[start + id];
+        let bits = scores[processed + id / 4u][id % 4u];
+        if count != 0u && bits != NEG_INF {
+            scores[processed + id / 4u][id % 4u] = penalised(bits, count);
         }
-        highest = better(highest, vec2(ordered_bits(bits), id));
+    }
+    storageBarrier();
+}
+
+// The best of what is left: (ordered bits, id).
+fn best_left() -> vec2<u32> {
+    var highest = vec2(0u, 0u);
+    for (var four = thread; 4u * four < params.n_ids; four += N_THREADS) {
+        highest = best_of_four(highest, ordered_four(scores[processed + four]), four);
     }
     return best_of_all(highest);
 }
@@ -210,20 +231,12 @@ fn draw() -> u32 {
     let produced = slots[sample.slot].produced;
     let sample_index = slots[sample.slot].sample_index;
     var highest = vec2(0u, 0u);
-    for (var group = thread; 4u * group < params.n_ids; group += N_THREADS) {
-        var is_drawn = false;
-        var random = vec4(0u);
-        for (var lane = 0u; lane < 4u; lane++) {
-            let id = 4u * group + lane;
-            if id < params.n_ids && scores[processed + id] != NEG_INF {
-                if !is_drawn {
-                    random = philox(vec4(group, produced, sample_index, 0u), seed);
-                    is_drawn = true;
-                }
-                let score = bitcast<f32>(scores[processed + id]) + gumbel(random[lane]);
-                highest = better(highest, vec2(ordered_bits(bitcast<u32>(score)), id));
-            }
-        }
+    for (var four = thread; 4u * four < params.n_ids; four += N_THREADS) {
+        let bits = scores[processed + four];
+        let random = philox(vec4(four, produced, sample_index, 0u), seed);
+        let noise = vec4(gumbel(random.x), gumbel(random.y), gumbel(random.z), gumbel(random.w));
+        let drawn = bitcast<vec4<u32>>(bitcast<vec4<f32>>(bits) + noise);
+        highest = best_of_four(highest, select(vec4(0u), ordered_four(drawn), bits != vec4(NEG_INF)), four);
     }
     return best_of_all(highest).y;
 }
@@ -263,13 +276,13 @@ fn main(@builtin(workgroup_id) tile: vec3<u32>, @builtin(local_invocation_index)
     sample = samples[tile.x];
     let width = 32u * params.mask_words;
     own = 2u * params.mask_words + sample.slot * (2u * params.mask_words + 2u * MAX_BIASES);
-    combined = 2u * sample.slot * width;
-    processed = combined + width;
+    combined = 2u * sample.slot * width / 4u;
+    processed = combined + width / 4u;
     if thread == 0u {
         atomicStore(&findings, 0u);
         slots[sample.slot].drew = 0u;
         let slot = &slots[sample.slot];
-        settings = Settings((*slot).finish, (*slot).inverse_temperature, (*slot).top_k, (*slot).top_p, (*slot).min_p,
+        settings = Settings((*slot).finish, (*slot).penalised, (*slot).inverse_temperature, (*slot).top_k, (*slot).top_p, (*slot).min_p,
             (*slot).base_top_p, (*slot).base_min_p);
     }
     let chosen = workgroupUniformLoad(&settings);
@@ -285,7 +298,10 @@ fn main(@builtin(workgroup_id) tile: vec3<u32>, @builtin(local_invocation_index)
         return;
     }
     narrow();
-    let highest = penalise();
+    if chosen.penalised == 1u {
+        penalise();
+    }
+    let highest = best_left();
     if highest.x >= ordered_bits(POS_INF) {
         end(NUMERIC);
         return;

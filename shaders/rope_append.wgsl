@@ -29,7 +29,7 @@ struct RopeAppendParams {
     q_length: vec2<u32>,
 }
 
-const N_THREADS = 64u;
+const N_THREADS = 32u;
 // The head, whole before any of it is overwritten.
 var<workgroup> elements: array<f32, MAX_HEAD_DIM>;
 var<workgroup> squares: array<f32, N_THREADS>;

@@ -126,6 +126,8 @@ impl<B: Backend> Player<B> {
             prefill_rows: n_prompt_rows,
             penalties: false,
             record_top: None,
+            kv_tokens: None,
+            memory_fraction: 1.0,
         };
         let backend = backend.expect("the backend is here");
         let machine = Machine::load(backend, &checkpoints.each_ref(), [0, 1, 2], vocabulary, &options);

@@ -3,7 +3,7 @@
 
 use proxytune::Error;
 use proxytune::backend::params::*;
-use proxytune::backend::wgpu::{Buf, Options, Wgpu, adapters};
+use proxytune::backend::wgpu::{Buf, MatrixForm, Options, Wgpu, adapters};
 use proxytune::backend::*;
 use std::process::Command;
 
@@ -38,7 +38,7 @@ fn one_row(gpu: &Wgpu) -> Buf {
 /// `x += W y` with 8 x 8 weights, for one row.
 fn record_sum(gpu: &Wgpu, pass: &mut <Wgpu as Backend>::Pass, x: &Buf, y: &Buf, extents: &Buf) {
     let spec = MatrixSpec { dtype: Dtype::F32, n_rows: 8, n_cols: 8 };
-    let w = gpu.matrix(spec, &[bytemuck::cast_slice(&[1.0f32; 64])]).expect("a matrix");
+    let w = gpu.matrix(spec, &[&bytemuck::cast_slice::<f32, u8>(&[1.0; 64])]).expect("a matrix");
     let params = MatmulAddParams { cap: 1, n_in: 8, n_out: 8, scale: 1.0 };
     gpu.matmul_add(pass, MatmulAdd { x, w: &w, y, bias: None, extents, n_rows: 1, params });
 }
@@ -89,7 +89,7 @@ fn gate_up_bits(gpu: &Wgpu, gate: Dtype, up: Dtype) -> Vec<u32> {
         let stored: Vec<half::bf16> = numbers(seed, n_out * n_in).into_iter().map(half::bf16::from_f32).collect();
         let widened: Vec<f32> = stored.iter().map(|x| x.to_f32()).collect();
         let bytes = if dtype == Dtype::F32 { bytemuck::cast_slice(&widened) } else { bytemuck::cast_slice(&stored) };
-        gpu.matrix(MatrixSpec { dtype, n_rows: n_out, n_cols: n_in }, &[bytes]).expect("a matrix")
+        gpu.matrix(MatrixSpec { dtype, n_rows: n_out, n_cols: n_in }, &[&bytes]).expect("a matrix")
     };
     let h = gpu.alloc("h", n_rows * n_out).expect("memory");
     let (x, gain) = (filled(gpu, &numbers(3, n_rows * n_in)), filled(gpu, &numbers(4, n_in)));
@@ -110,8 +110,11 @@ fn gate_up_bits(gpu: &Wgpu, gate: Dtype, up: Dtype) -> Vec<u32> {
 #[test]
 fn matrices_of_two_types_are_cut_at_different_rows_and_give_the_same_bits() {
     let want = gate_up_bits(&open(|_| ()), Dtype::Bf16, Dtype::Bf16);
-    for (gate, up) in [(Dtype::Bf16, Dtype::F32), (Dtype::F32, Dtype::Bf16), (Dtype::F32, Dtype::F32)] {
-        assert!(gate_up_bits(&open_split(), gate, up) == want, "{gate:?} and {up:?}");
+    for matrices in [MatrixForm::Buffers, MatrixForm::Images] {
+        let gpu = open(|options| (options.matrices, options.binding_limit) = (Some(matrices), Some(256 << 10)));
+        for (gate, up) in [(Dtype::Bf16, Dtype::F32), (Dtype::F32, Dtype::Bf16), (Dtype::F32, Dtype::F32)] {
+            assert!(gate_up_bits(&gpu, gate, up) == want, "{gate:?} and {up:?} in {matrices:?}");
+        }
     }
 }
 
@@ -121,7 +124,7 @@ fn a_matrix_of_another_shape_is_refused() {
     let gpu = open(|_| ());
     let (x, y, extents) = (filled(&gpu, &[0.0f32; 8]), filled(&gpu, &[0.0f32; 16]), one_row(&gpu));
     let spec = MatrixSpec { dtype: Dtype::F32, n_rows: 8, n_cols: 8 };
-    let w = gpu.matrix(spec, &[bytemuck::cast_slice(&[1.0f32; 64])]).expect("a matrix");
+    let w = gpu.matrix(spec, &[&bytemuck::cast_slice::<f32, u8>(&[1.0; 64])]).expect("a matrix");
     let params = MatmulAddParams { cap: 1, n_in: 16, n_out: 8, scale: 1.0 };
     let op = MatmulAdd { x: &x, w: &w, y: &y, bias: None, extents: &extents, n_rows: 1, params };
     gpu.matmul_add(&mut gpu.begin(), op);
@@ -214,9 +217,10 @@ fn what_does_not_fit_is_refused_and_leaves_the_device_whole() {
     let words = (limit / 4 + 1) as usize;
     let refused = Error::Memory { what: "too much".into(), needed: 4 * words as u64, limit };
     assert_eq!(gpu.alloc("too much", words).err(), Some(refused));
-    let spec = MatrixSpec { dtype: Dtype::F32, n_rows: 1, n_cols: (256 << 10) / 4 + 8 };
-    let refused = Error::Memory { what: "a row of weights".into(), needed: spec.bytes() as u64, limit: 256 << 10 };
-    assert_eq!(gpu.matrix(spec, &[&vec![0; spec.bytes()]]).err(), Some(refused));
+    // Sixteen rows stand together, each padded to a multiple of 64 elements.
+    let spec = MatrixSpec { dtype: Dtype::F32, n_rows: 1, n_cols: 4096 + 8 };
+    let refused = Error::Memory { what: "a block of weights".into(), needed: 4 * 16 * (4096 + 64), limit: 256 << 10 };
+    assert_eq!(gpu.matrix(spec, &[&vec![0u8; spec.bytes()]]).err(), Some(refused));
     assert!(gpu.submit(gpu.begin(), &[]).is_ok());
 }
 

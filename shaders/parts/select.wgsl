@@ -13,7 +13,7 @@ var<workgroup> sums: array<vec2<u32>, N_THREADS>;
 // Bin, and what of the goal is left in it: (bin, low, high).
 var<workgroup> reached: vec3<u32>;
 
-// First column of the processed scores.
+// First four of the processed scores.
 var<private> processed: u32;
 
 // Bits below t = 0; bits are those of t <= 0.
@@ -60,21 +60,24 @@ fn fill_bins(pass_index: u32, pivot: vec2<u32>, by_mass: bool) {
     }
     workgroupBarrier();
     let fixed = fixed_bits(pass_index);
-    for (var id = thread; id < params.n_ids; id += N_THREADS) {
-        let bits = scores[processed + id];
-        let place = vec2(depth(bits), id);
-        if bits == NEG_INF || any((place & fixed) != pivot) {
-            continue;
-        }
-        var weight = vec2(1u, 0u);
-        if by_mass {
-            weight = mass(bitcast<f32>(bits));
-        }
-        let bin = digit(pass_index, place);
-        let low = atomicAdd(&bins_low[bin], weight.x);
-        let high = weight.y + select(0u, 1u, low + weight.x < low);
-        if high != 0u {
-            atomicAdd(&bins_high[bin], high);
+    for (var four = thread; 4u * four < params.n_ids; four += N_THREADS) {
+        let four_bits = scores[processed + four];
+        for (var i = 0u; i < 4u; i++) {
+            let bits = four_bits[i];
+            let place = vec2(depth(bits), 4u * four + i);
+            if bits == NEG_INF || any((place & fixed) != pivot) {
+                continue;
+            }
+            var weight = vec2(1u, 0u);
+            if by_mass {
+                weight = mass(bitcast<f32>(bits));
+            }
+            let bin = digit(pass_index, place);
+            let low = atomicAdd(&bins_low[bin], weight.x);
+            let high = weight.y + select(0u, 1u, low + weight.x < low);
+            if high != 0u {
+                atomicAdd(&bins_high[bin], high);
+            }
         }
     }
     workgroupBarrier();
@@ -140,11 +143,11 @@ fn keep_prefix(by_mass: bool, amount: u32) {
         pivot |= from_digit(pass_index, found.x);
         goal = found.yz;
     }
-    for (var id = thread; id < params.n_ids; id += N_THREADS) {
-        let place = depth(scores[processed + id]);
-        if place > pivot.x || (place == pivot.x && id > pivot.y) {
-            scores[processed + id] = NEG_INF;
-        }
+    for (var four = thread; 4u * four < params.n_ids; four += N_THREADS) {
+        let bits = scores[processed + four];
+        let places = vec4(0x80000000u) - ordered_four(bits);
+        let is_past = (places > vec4(pivot.x)) | ((places == vec4(pivot.x)) & (ids_of(four) > vec4(pivot.y)));
+        scores[processed + four] = select(bits, vec4(NEG_INF), is_past);
     }
 }
 
@@ -157,11 +160,14 @@ fn apply_filters(top_k: u32, top_p: u32, min_p: f32) {
         keep_prefix(true, top_p);
     }
     if min_p > 0.0 {
-        for (var id = thread; id < params.n_ids; id += N_THREADS) {
-            let bits = scores[processed + id];
-            if bits != NEG_INF && exp_nonpositive(bitcast<f32>(bits)) < min_p {
-                scores[processed + id] = NEG_INF;
+        for (var four = thread; 4u * four < params.n_ids; four += N_THREADS) {
+            var bits = scores[processed + four];
+            for (var i = 0u; i < 4u; i++) {
+                if bits[i] != NEG_INF && exp_nonpositive(bitcast<f32>(bits[i])) < min_p {
+                    bits[i] = NEG_INF;
+                }
             }
+            scores[processed + four] = bits;
         }
     }
 }

@@ -1,4 +1,4 @@
-// Weights in f32, eight at a time: one 16-byte word of a 16-bit type, two of f32.
+// Where the weights of a matrix stand, eight at a time: one 16-byte word of a 16-bit type, two of f32.
 //
 // A matrix stands in blocks of BLOCK_ROWS rows: [block][step of eight octets][row of the block][octet][word], so that the
 // lanes of a group, and the groups beside it, read neighbouring words. What is past its rows or columns is zero.
@@ -8,25 +8,6 @@ const N_LANES_OF_K = 8u;
 // Words of one octet, and from one row of a block to the next.
 const FIRST_WORDS = select(1u, 2u, FIRST_DTYPE == F32);
 const FIRST_ROW = N_LANES_OF_K * FIRST_WORDS;
-
-struct Octet {
-    lo: vec4<f32>,
-    hi: vec4<f32>,
-}
-
-// bf16 is widened exactly. So is f16, but for subnormals (below 2^-14), which WGSL lets a device flush to zero in
-// unpack2x16float; the self-test has weights that small and fails on a device that does.
-fn widen(words: vec4<u32>, dtype: u32) -> Octet {
-    if dtype == BF16 {
-        let even = bitcast<vec4<f32>>(words << vec4<u32>(16u));
-        let odd = bitcast<vec4<f32>>(words & vec4<u32>(0xffff0000u));
-        return Octet(vec4<f32>(even.x, odd.x, even.y, odd.y), vec4<f32>(even.z, odd.z, even.w, odd.w));
-    }
-    return Octet(
-        vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y)),
-        vec4<f32>(unpack2x16float(words.z), unpack2x16float(words.w)),
-    );
-}
 
 fn first_weights(at: u32) -> Octet {
     if FIRST_DTYPE == F32 {

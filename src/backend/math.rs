@@ -34,16 +34,14 @@ fn horner<const N: usize>(coefficients: &[f32; N], x: f32) -> f32 {
     coefficients[1..].iter().fold(coefficients[0], |sum, &c| sum.mul_add(x, c))
 }
 
-/// e^t for t <= 0.
+/// e^t for t <= 0. Without a branch, so that loops around it become vectors.
 #[inline(always)] // the CPU's loops around it are compiled for several instruction sets
 pub fn exp_nonpositive(t: f32) -> f32 {
-    if t < EXP_MIN {
-        return 0.0;
-    }
     let n = t.mul_add(std::f32::consts::LOG2_E, 0.5).floor();
     let r = n.mul_add(-LN2_LO, n.mul_add(-LN2_HI, t));
     let y = (r * r).mul_add(horner(&EXP_POLY, r), r) + 1.0;
-    f32::from_bits((y.to_bits() as i32 + ((n as i32) << 23)) as u32)
+    let e = f32::from_bits((y.to_bits() as i32).wrapping_add((n as i32) << 23) as u32);
+    if t < EXP_MIN { 0.0 } else { e }
 }
 
 /// ln(1 + x) for x in [sqrt(1/2) - 1, sqrt(2) - 1].
@@ -89,6 +87,34 @@ pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     [a, b, c, d]
 }
 
+/// [`philox`] of 16 counters whose first words follow each other from `first` on: `[word][counter]`.
+#[inline(always)] // the CPU's loops around it are compiled for several instruction sets
+pub fn philox_lanes(first: u32, rest: [u32; 3], key: [u32; 2]) -> [[u32; 16]; 4] {
+    // Words stand in the low halves, as vectors multiply them; what is above is noise.
+    const LOW: u64 = 0xffff_ffff;
+    let (mut a, mut b, mut c, mut d) = ([0u64; 16], [0u64; 16], [0u64; 16], [0u64; 16]);
+    for lane in 0..16 {
+        a[lane] = u64::from(first.wrapping_add(lane as u32));
+        (b[lane], c[lane], d[lane]) = (rest[0].into(), rest[1].into(), rest[2].into());
+    }
+    let (mut k0, mut k1) = (u64::from(key[0]), u64::from(key[1]));
+    for _ in 0..10 {
+        for lane in 0..16 {
+            let p = (a[lane] & LOW) * u64::from(PHILOX_MULTIPLIERS[0]);
+            let q = (c[lane] & LOW) * u64::from(PHILOX_MULTIPLIERS[1]);
+            (a[lane], b[lane], c[lane], d[lane]) = (q >> 32 ^ b[lane] ^ k0, q, p >> 32 ^ d[lane] ^ k1, p);
+        }
+        k0 += u64::from(PHILOX_KEY_STEPS[0]);
+        k1 += u64::from(PHILOX_KEY_STEPS[1]);
+    }
+    let mut words = [[0; 16]; 4];
+    for lane in 0..16 {
+        (words[0][lane], words[1][lane]) = (a[lane] as u32, b[lane] as u32);
+        (words[2][lane], words[3][lane]) = (c[lane] as u32, d[lane] as u32);
+    }
+    words
+}
+
 /// A float's bits as an integer of the same order, -inf lowest, +inf highest; -0 equals +0.
 #[inline]
 pub fn ordered_bits(x: f32) -> u32 {
@@ -97,9 +123,12 @@ pub fn ordered_bits(x: f32) -> u32 {
 }
 
 /// e^t in units of 2^-36, truncated, for t <= 0: exact integers, so that their sum does not depend on its order.
-#[inline]
+#[inline(always)] // the CPU's loops around it are compiled for several instruction sets
 pub fn mass(t: f32) -> u64 {
-    (exp_nonpositive(t) as f64 * 2f64.powi(36)) as u64
+    let bits = exp_nonpositive(t).to_bits();
+    let mantissa = u64::from(bits & 0x007f_ffff | 0x0080_0000);
+    // 1 has the exponent 127 and its mantissa's bit at 2^23; smaller numbers have smaller exponents.
+    mantissa << 13 >> (127 - (bits >> 23)).min(63)
 }
 
 #[cfg(test)]
@@ -140,6 +169,25 @@ mod tests {
             philox([0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344], [0xa4093822, 0x299f31d0]),
             [0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1]
         );
+    }
+
+    #[test]
+    fn philox_lanes_are_philox() {
+        let (rest, key) = ([7, !0, 0], [0xa409_3822, 0x299f_31d0]);
+        for first in [0, 12_345, u32::MAX - 3] {
+            let words = philox_lanes(first, rest, key);
+            for lane in 0..16 {
+                let counter = [first.wrapping_add(lane as u32), rest[0], rest[1], rest[2]];
+                assert_eq!(words.map(|word| word[lane]), philox(counter, key));
+            }
+        }
+    }
+
+    #[test]
+    fn masses_are_truncated_products() {
+        for t in (0..200_000).map(|i| -90.0 * i as f32 / 200_000.0).chain([-0.0, f32::NEG_INFINITY, -1e-30]) {
+            assert_eq!(mass(t), (f64::from(exp_nonpositive(t)) * 2f64.powi(36)) as u64, "{t}");
+        }
     }
 
     #[test]

@@ -83,6 +83,19 @@ impl MatrixSpec {
     }
 }
 
+/// A row-major matrix that is read in pieces, so that weights need not stand in memory twice.
+pub trait MatrixBytes: Sync {
+    /// Fills `bytes` with what stands at byte `offset`; both are whole rows, inside the matrix.
+    fn copy_to(&self, offset: usize, bytes: &mut [u8]) -> Result<()>;
+}
+
+impl<T: AsRef<[u8]> + Sync> MatrixBytes for T {
+    fn copy_to(&self, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        bytes.copy_from_slice(&self.as_ref()[offset..][..bytes.len()]);
+        Ok(())
+    }
+}
+
 /// A device that runs the ops. Lives on one thread.
 ///
 /// Recording never fails: what goes wrong on the device comes out of [`Backend::submit`] or [`Backend::collect`], and
@@ -102,6 +115,8 @@ pub trait Backend: Send + Sized + 'static {
 
     /// `cpu`, `wgpu`, and the adapter's name.
     fn describe(&self) -> String;
+    /// Bytes of memory that weights and buffers can still have; absent where the device does not tell.
+    fn free_memory(&self) -> Option<u64>;
     /// Largest buffer an op can bind, in bytes. Matrices may be larger (the backend splits them); buffers may not.
     fn binding_limit(&self) -> u64;
     /// Zeroed memory of `words` 32-bit words, at least one.
@@ -110,8 +125,9 @@ pub trait Backend: Send + Sized + 'static {
     fn upload(&self, buf: &Self::Buf, offset: usize, data: &[u8]) -> Result<()>;
     /// Waits for all submitted work and reads a byte range, both ends multiples of 4. For tests and tools.
     fn read(&self, buf: &Self::Buf, range: Range<usize>) -> Result<Vec<u8>>;
-    /// Takes one row-major matrix per member (each `spec.bytes()` long) and keeps it in the backend's own order.
-    fn matrix(&self, spec: MatrixSpec, members: &[&[u8]]) -> Result<Self::Matrix>;
+    /// Takes one row-major matrix per member (each `spec.bytes()` long) and keeps it in the backend's own order. Members
+    /// are read in pieces, by as many threads as the backend likes.
+    fn matrix(&self, spec: MatrixSpec, members: &[&dyn MatrixBytes]) -> Result<Self::Matrix>;
 
     /// Begins a step.
     fn begin(&self) -> Self::Pass;

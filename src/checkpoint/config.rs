@@ -170,7 +170,7 @@ fn refuse_unsupported(fields: &Fields, family: Family) -> Result<()> {
     if family == Family::Qwen2 && fields.flag("attention_bias")? == Some(false) {
         return Err(fields.error("attention_bias", "false is not supported for qwen2, its q, k and v have biases"));
     }
-    if fields.count("pretraining_tp", usize::MAX)?.is_some_and(|n| n > 1) {
+    if family == Family::Llama && fields.count("pretraining_tp", usize::MAX)?.is_some_and(|n| n > 1) {
         return Err(fields.error("pretraining_tp", "more than 1 is not supported"));
     }
     if fields.flag("is_encoder_decoder")? == Some(true) {

@@ -246,11 +246,12 @@ fn text_part(fields: &Fields, [of, _, text_type]: &[&str; 3]) -> Result<Describe
     let Some(text) = fields.object("text_config")? else {
         return Err(fields.error("text_config", format!("missing, {of} needs it")));
     };
-    // gemma3 wraps a Gemma 3, mistral3 any Mistral.
-    let fits = |facts: &Facts| (*of == "gemma3") == (facts.family == Family::Gemma3);
-    let belongs = |facts: &Facts| matches!(facts.family, Family::Gemma3 | Family::Mistral | Family::Ministral3);
+    let fits = |facts: &Facts| match *of {
+        "gemma3" => facts.family == Family::Gemma3,
+        _ => matches!(facts.family, Family::Mistral | Family::Ministral3),
+    };
     match find(&text, "model_type", 0, text.text("model_type")?.unwrap_or(text_type))? {
-        Named::Text(facts) if fits(facts) && belongs(facts) => Ok(Described { facts, text: Some(text) }),
+        Named::Text(facts) if fits(facts) => Ok(Described { facts, text: Some(text) }),
         _ => Err(text.error("model_type", format!("does not fit the model_type {of:?} around it"))),
     }
 }

@@ -6,6 +6,7 @@
 mod config;
 mod family;
 mod fields;
+mod finite;
 mod generation;
 pub mod hub;
 mod layers;
@@ -32,6 +33,7 @@ use crate::{Error, Result};
 use half::{bf16, f16};
 use shards::{Shards, Stored};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Differences between files and configuration that a message lists.
 const MAX_LISTED: usize = 10;
@@ -48,6 +50,8 @@ pub struct Checkpoint {
     source: Source,
     files: Vec<Blob>,
     tensors: BTreeMap<String, TensorInfo>,
+    allows_non_finite: bool,
+    n_read: AtomicU64,
 }
 
 /// One tensor in the files.
@@ -85,7 +89,8 @@ impl Checkpoint {
         let tensors = tensors.collect::<Result<_>>()?;
         let root = source.root();
         let name = hub::snapshot_name(&root).unwrap_or_else(|| root.display().to_string());
-        Ok(Checkpoint { name, config, generation, source, files: shards.files, tensors })
+        let (allows_non_finite, n_read) = (false, AtomicU64::new(0));
+        Ok(Checkpoint { name, config, generation, source, files: shards.files, tensors, allows_non_finite, n_read })
     }
 
     /// What is known of tensor `name`.
@@ -98,26 +103,80 @@ impl Checkpoint {
         self.tensors.iter().map(|(name, info)| (name.as_str(), info))
     }
 
+    /// Bytes of all tensors.
+    pub fn n_bytes(&self) -> u64 {
+        self.tensors.values().map(|tensor| tensor.n_bytes as u64).sum()
+    }
+
+    /// Bytes of tensors read so far, by whatever thread.
+    pub fn n_read(&self) -> u64 {
+        self.n_read.load(Ordering::Relaxed)
+    }
+
+    /// Takes weights that are NaN or infinite as they are, which is an error otherwise.
+    pub fn allow_non_finite(&mut self) {
+        self.allows_non_finite = true;
+    }
+
     /// The little-endian bytes of tensor `name`.
     pub fn read(&self, name: &str) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; self.expect(name)?.n_bytes];
+        self.read_into(name, 0, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Bytes of tensor `name` from byte `offset` on; whole elements, inside the tensor. Each is checked to be finite.
+    pub fn read_into(&self, name: &str, offset: usize, bytes: &mut [u8]) -> Result<()> {
         let info = self.expect(name)?;
-        self.files[info.shard].read(info.offset, info.n_bytes)
+        assert!(offset + bytes.len() <= info.n_bytes, "a part of a tensor is inside it");
+        let file = &self.files[info.shard];
+        file.read_into(info.offset + offset as u64, bytes)?;
+        self.n_read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        match finite::first_non_finite(info.dtype, bytes) {
+            Some(at) if !self.allows_non_finite => {
+                let index = offset / info.dtype.bytes() + at;
+                let value = widen(info.dtype, &bytes[at * info.dtype.bytes()..][..info.dtype.bytes()])[0];
+                let place = place(index, &info.shape);
+                let message = format!("element {place:?} is {value}; --allow-non-finite-weights loads it all the same");
+                Err(Error::tensor(&file.path, name, message))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Tensor `name` widened to f32.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
-        let dtype = self.expect(name)?.dtype;
-        let bytes = self.read(name)?;
-        Ok(match dtype {
-            Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-            Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            Dtype::Bf16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-        })
+        Ok(widen(self.expect(name)?.dtype, &self.read(name)?))
+    }
+
+    /// An error where a file of weights was written to since it was opened.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.files.iter().try_for_each(Blob::check_unchanged)
     }
 
     fn expect(&self, name: &str) -> Result<&TensorInfo> {
         self.tensor(name).ok_or_else(|| Error::tensor(self.source.root(), name, "there is no such tensor"))
     }
+}
+
+/// Little-endian elements as f32, which holds each exactly.
+pub(crate) fn widen(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
+    match dtype {
+        Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        Dtype::Bf16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+    }
+}
+
+/// Where element `index` stands in a tensor of `shape`.
+fn place(index: usize, shape: &[usize]) -> Vec<usize> {
+    let mut place = shape.to_vec();
+    place.iter_mut().rev().fold(index, |rest, n| {
+        let (outer, own) = (rest / *n, rest % *n);
+        *n = own;
+        outer
+    });
+    place
 }
 
 fn tensor_info(files: &[Blob], stored: Stored) -> Result<TensorInfo> {
@@ -141,7 +200,11 @@ fn keep_text(source: &Source, config: &mut ModelConfig, shards: &mut Shards) -> 
         match layout::text_name(&stored) {
             None => n_others += 1,
             Some(name) if shards.tensors.contains_key(&name) => {
-                return Err(Error::tensor(source.root(), stored, format!("is there as {name:?} as well")));
+                return Err(Error::tensor(
+                    source.root(),
+                    stored,
+                    format!("another tensor is the text part's {name:?} too"),
+                ));
             }
             Some(name) => {
                 shards.tensors.insert(name, tensor);

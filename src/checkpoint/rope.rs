@@ -230,8 +230,8 @@ impl RopeReader<'_> {
         // Zero means unsaid here, as it does in transformers.
         let unless_zero = |name| nested.number(name).map(|number| number.filter(|&x| x != 0.0));
         let (fast, slow) = (unless_zero("beta_fast")?.unwrap_or(32.0), unless_zero("beta_slow")?.unwrap_or(1.0));
-        if slow <= 0.0 || fast < slow {
-            let message = format!("{fast}, must be at least beta_slow, {slow}, which must be above 0");
+        if slow < 1e-3 || !(slow..=1e6).contains(&fast) {
+            let message = format!("{fast}, must be from beta_slow, {slow}, to 1e6, and beta_slow at least 0.001");
             return Err(nested.error("beta_fast", message));
         }
         let length = |scale: f64| 0.1 * scale * factor.ln() + 1.0;

@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Component, Path, PathBuf};
+use std::time::SystemTime;
 
 /// The files of one model.
 #[derive(Debug, Clone)]
@@ -183,8 +184,9 @@ fn open_regular(path: PathBuf) -> Result<Option<Blob>> {
         Ok(_) => {}
     }
     let file = File::open(&path).map_err(|e| Error::file(&path, e))?;
-    let n_bytes = file.metadata().map_err(|e| Error::file(&path, e))?.len();
-    Ok(Some(Blob { path, n_bytes, bytes: Bytes::File(file) }))
+    let metadata = file.metadata().map_err(|e| Error::file(&path, e))?;
+    let bytes = Bytes::File { file, modified: metadata.modified().ok() };
+    Ok(Some(Blob { path, n_bytes: metadata.len(), bytes }))
 }
 
 /// An open file of a model.
@@ -199,7 +201,7 @@ pub struct Blob {
 
 #[derive(Debug)]
 enum Bytes {
-    File(File),
+    File { file: File, modified: Option<SystemTime> },
     Memory(Cow<'static, [u8]>),
     Made(MadeWeights),
 }
@@ -212,25 +214,40 @@ impl Blob {
     /// `n_bytes` bytes at `offset`. The caller has checked them against [`Blob::n_bytes`], so a short read means that
     /// the file changed since.
     pub fn read(&self, offset: u64, n_bytes: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; n_bytes];
+        self.read_into(offset, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// As [`Blob::read`], into `bytes`.
+    pub fn read_into(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        let ends_early = || Error::file_at(&self.path, offset, "the file ends early");
         match &self.bytes {
-            Bytes::Memory(bytes) => {
-                let bytes = usize::try_from(offset).ok().and_then(|start| bytes.get(start..)?.get(..n_bytes));
-                bytes.map(<[u8]>::to_vec).ok_or_else(|| Error::file_at(&self.path, offset, "the file ends early"))
+            Bytes::Memory(all) => {
+                let from = usize::try_from(offset).ok().and_then(|start| all.get(start..)?.get(..bytes.len()));
+                bytes.copy_from_slice(from.ok_or_else(ends_early)?);
+                Ok(())
             }
-            Bytes::File(file) => {
-                let mut bytes = vec![0; n_bytes];
-                read_exact_at(file, &mut bytes, offset).map_err(|e| match e.kind() {
-                    io::ErrorKind::UnexpectedEof => Error::file_at(&self.path, offset, "the file ends early"),
-                    _ => Error::file_at(&self.path, offset, e),
-                })?;
-                Ok(bytes)
-            }
+            Bytes::File { file, .. } => read_exact_at(file, bytes, offset).map_err(|e| match e.kind() {
+                io::ErrorKind::UnexpectedEof => ends_early(),
+                _ => Error::file_at(&self.path, offset, e),
+            }),
             Bytes::Made(weights) => {
-                let mut bytes = vec![0; n_bytes];
-                weights.read(offset, &mut bytes);
-                Ok(bytes)
+                weights.read(offset, bytes);
+                Ok(())
             }
         }
+    }
+
+    /// An error where the file was written to since it was opened: what was read may be of two versions. A file that
+    /// was replaced by another of its name is another file, and this one is still whole.
+    pub(super) fn check_unchanged(&self) -> Result<()> {
+        let Bytes::File { file, modified } = &self.bytes else { return Ok(()) };
+        let now = file.metadata().map_err(|e| Error::file(&self.path, e))?;
+        if now.len() == self.n_bytes && now.modified().ok() == *modified {
+            return Ok(());
+        }
+        Err(Error::file(&self.path, "was written to while it was read"))
     }
 }
 

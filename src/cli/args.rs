@@ -33,6 +33,8 @@ pub(super) enum Command {
     Doctor(DoctorArgs),
     /// Measure how much slower three models are than the base alone
     Bench(Box<BenchArgs>),
+    /// Say how much memory three models take, and whether it is there; exit code 5 where it is not
+    Plan(Box<PlanArgs>),
     /// Print the completions of a shell: `source <(proxytune completions bash)`
     Completions(CompletionsArgs),
 }
@@ -73,6 +75,9 @@ pub(super) struct ModelArgs {
     /// decides) or ban (never sampled); repeatable
     #[arg(long, value_name = "ID=POLICY", value_parser = id_policy)]
     pub id_policy: Vec<(u32, IdPolicy)>,
+    /// Load weights that are NaN or infinite; a text that meets one ends with an error
+    #[arg(long)]
+    pub allow_non_finite_weights: bool,
 }
 
 /// Where the models run.
@@ -91,6 +96,9 @@ pub(super) struct DeviceArgs {
     /// Type of cached keys and values; auto: each checkpoint's own
     #[arg(long, value_name = "TYPE", value_enum, default_value_t)]
     pub kv_cache_dtype: KvDtype,
+    /// Share of the free memory that may be used; no effect on a GPU, which does not tell what is free [default: 0.95]
+    #[arg(long, value_name = "F", allow_hyphen_values = true)]
+    pub memory_fraction: Option<f32>,
 }
 
 #[derive(Args)]
@@ -204,6 +212,23 @@ pub(super) struct BenchArgs {
     #[arg(long, help_heading = "Measurement", conflicts_with = "setting")]
     pub quick: bool,
     /// Print the results as one JSON object
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+#[derive(Args)]
+pub(super) struct PlanArgs {
+    #[command(flatten)]
+    pub models: ShapedArgs,
+    /// Longest prompt and response together [default: 4096, or what the models were made for]
+    #[arg(long, value_name = "N", help_heading = "Size", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_model_len: Option<u32>,
+    /// Texts at a time
+    #[arg(long, value_name = "N", help_heading = "Size", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=MAX_SLOTS as i64))]
+    pub batch: u16,
+    /// Print one JSON object
     #[arg(long, help_heading = "Output")]
     pub json: bool,
     #[command(flatten)]

@@ -4,7 +4,7 @@ use super::args::CompatArgs;
 use super::open;
 use super::output::{self, Stdout, Style};
 use super::result::ErrorJson;
-use crate::checkpoint::{Checkpoint, GenerationConfig};
+use crate::checkpoint::{Checkpoint, GenerationConfig, ModelConfig, Rope};
 use crate::engine::trio::Models;
 use crate::text::prompt::{FirstToken, PromptRequest, RoleText, Roles};
 use crate::text::vocabulary::{Comparison, ROLES};
@@ -50,6 +50,11 @@ struct Role {
     weight_bytes: usize,
     weight_dtype: String,
     max_positions: usize,
+    /// Each kind of rotary positions among the layers.
+    rotary: Vec<Rotary>,
+    layers_without_rotary: usize,
+    /// Each width of window among the layers.
+    windows: Vec<Window>,
     logits_width: usize,
     tokenizer_ids: usize,
     padding: usize,
@@ -60,6 +65,20 @@ struct Role {
     in_chat: bool,
     /// The publisher's wishes: shown, not applied.
     generation_config: GenerationConfig,
+}
+
+#[derive(Serialize, PartialEq)]
+struct Rotary {
+    theta: f64,
+    scaling: &'static str,
+    factor: f64,
+}
+
+/// Layers that see so many positions.
+#[derive(Serialize)]
+struct Window {
+    positions: u32,
+    layers: usize,
 }
 
 impl Report {
@@ -126,6 +145,8 @@ impl Report {
             row("family", &|r| format!("{}, {} x {}", r.family, r.layers, r.width)),
             row("weights", &|r| format!("{:.1} M, {}", r.parameters as f64 / 1e6, r.weight_dtype)),
             row("positions", &|r| r.max_positions.to_string()),
+            row("rotary", &Role::rotary_text),
+            row("window", &Role::window_text),
             row("logits", &|r| format!("{}, {} padding", r.logits_width, r.padding)),
             row("token ids", &|r| r.tokenizer_ids.to_string()),
             row("BOS", &|r| format!("{}{}", quoted(&r.bos), if r.adds_bos { ", added" } else { "" })),
@@ -157,6 +178,9 @@ impl Role {
             weight_bytes: tensors().map(|tensor| tensor.n_bytes).sum(),
             weight_dtype: dtypes.join("+"),
             max_positions: config.max_positions,
+            rotary: rotary(config),
+            layers_without_rotary: config.layers.iter().filter(|layer| layer.rope.is_none()).count(),
+            windows: windows(config),
             logits_width: config.n_vocab,
             tokenizer_ids: tokenizer.n_ids(),
             padding: config.n_vocab.saturating_sub(tokenizer.n_ids()),
@@ -168,6 +192,54 @@ impl Role {
             generation_config: checkpoint.generation.clone(),
         })
     }
+
+    /// `theta 10000`, `theta 1000000, yarn x 16`, `theta 10000 and theta 1000000, linear x 8`.
+    fn rotary_text(&self) -> String {
+        let kind = |kind: &Rotary| match kind.scaling {
+            "default" => format!("theta {}", kind.theta),
+            scaling => format!("theta {}, {scaling} x {}", kind.theta, kind.factor),
+        };
+        let kinds = self.rotary.iter().map(kind).collect::<Vec<_>>().join(" and ");
+        match self.layers_without_rotary {
+            0 => kinds,
+            n => format!("{kinds}, none in {n} of {} layers", self.layers),
+        }
+    }
+
+    fn window_text(&self) -> String {
+        let window = |window: &Window| match window.layers == self.layers {
+            true => window.positions.to_string(),
+            false => format!("{} in {} of {} layers", window.positions, window.layers, self.layers),
+        };
+        if self.windows.is_empty() {
+            "none".into()
+        } else {
+            self.windows.iter().map(window).collect::<Vec<_>>().join(", ")
+        }
+    }
+}
+
+/// In the order of the layers.
+fn rotary(config: &ModelConfig) -> Vec<Rotary> {
+    let mut kinds = Vec::new();
+    for Rope { theta, scaling } in config.layers.iter().filter_map(|layer| layer.rope) {
+        let kind = Rotary { theta, scaling: scaling.name(), factor: scaling.factor() };
+        if !kinds.contains(&kind) {
+            kinds.push(kind);
+        }
+    }
+    kinds
+}
+
+fn windows(config: &ModelConfig) -> Vec<Window> {
+    let mut windows: Vec<Window> = Vec::new();
+    for positions in config.layers.iter().map(|layer| layer.window).filter(|&window| window > 0) {
+        match windows.iter_mut().find(|window| window.positions == positions) {
+            Some(window) => window.layers += 1,
+            None => windows.push(Window { positions, layers: 1 }),
+        }
+    }
+    windows
 }
 
 fn vocabulary_text(vocabulary: &Comparison) -> String {

@@ -4,6 +4,7 @@ use super::args::{Backend, DoctorArgs};
 use super::machine::{Machine, mebibytes};
 use super::output::{self, Stdout, Style};
 use super::result::ErrorJson;
+use crate::backend::cpu::memory;
 use crate::engine::trio::Models;
 use crate::engine::worker;
 use crate::selftest;
@@ -98,18 +99,14 @@ struct System {
 
 impl System {
     fn look() -> Self {
-        let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let bytes = |name: &str| {
-            let line = memory.lines().find(|line| line.starts_with(name))?;
-            line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib << 10)
-        };
+        let [memory_total, memory_available] = memory::of_machine();
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok();
         Self {
             os: std::env::consts::OS,
             arch: std::env::consts::ARCH,
             kernel: kernel.map(|text| text.trim().to_string()),
-            memory_total: bytes("MemTotal:"),
-            memory_available: bytes("MemAvailable:"),
+            memory_total,
+            memory_available,
         }
     }
 }

@@ -3,13 +3,14 @@
 use super::args::GenerateArgs;
 use super::interrupt::Watch;
 use super::jsonl;
+use super::loading;
 use super::open::pair_is_one_model;
 use super::output::{self, Stdout};
 use super::result::ResultJson;
 use crate::engine::event::{Completion, Event};
 use crate::engine::request::Request;
 use crate::engine::trio::Trio;
-use crate::engine::worker::{self, EventStream, Handle};
+use crate::engine::worker::{self, EventStream};
 use crate::{Error, Result};
 use serde_json::Value;
 
@@ -36,7 +37,7 @@ pub(super) fn run(mut args: GenerateArgs) -> Result<()> {
     if pair_is_moot(&trio, &requests[0]) {
         warn_of_moot_pair(&args, &trio);
     }
-    let engine = Handle::start(trio.clone(), args.device.engine_for(&requests))?;
+    let engine = loading::start(&trio, args.device.engine_for(&requests))?;
     let n = requests.len();
     let watch = Watch::new();
     let mut events = engine.submit(requests)?;

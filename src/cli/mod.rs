@@ -14,9 +14,11 @@ mod hub;
 mod interrupt;
 mod jsonl;
 mod layers;
+mod loading;
 mod machine;
 mod open;
 mod output;
+mod plan;
 mod progress;
 mod result;
 
@@ -35,6 +37,7 @@ proxytune steers a large language model with a small tuned pair: base + alpha * 
   proxytune generate --demo --chat -p \"Where was Tilda Thorn born?\"
   proxytune generate --base DIR --expert DIR --anti-expert DIR --chat -p TEXT
   proxytune compat --base DIR --expert DIR --anti-expert DIR
+  proxytune plan --shape-base qwen2.5-7b --shape-pair qwen2.5-0.5b
   proxytune devices
   proxytune doctor --self-test
   proxytune bench --shape-base smollm2-1.7b --shape-pair smollm2-135m
@@ -72,6 +75,7 @@ fn command(cli: Cli) -> Result<()> {
         Some(Command::Devices(args)) => devices::run(&args),
         Some(Command::Doctor(args)) => doctor::run(&args),
         Some(Command::Bench(args)) => bench::run(&args),
+        Some(Command::Plan(args)) => plan::run(&args),
         Some(Command::Completions(args)) => completions::run(&args),
     }
 }

@@ -23,6 +23,9 @@ impl ModelArgs {
         if let Some(path) = &self.chat_template {
             models.set_chat_template(path)?;
         }
+        if self.allow_non_finite_weights {
+            models.allow_non_finite_weights();
+        }
         Ok(models)
     }
 
@@ -35,7 +38,7 @@ impl ModelArgs {
         Ok(Arc::new(trio))
     }
 
-    pub(super) fn sources(&self) -> Result<TrioSources> {
+    fn sources(&self) -> Result<TrioSources> {
         if self.demo {
             return Ok(demo::sources());
         }
@@ -51,8 +54,28 @@ impl ModelArgs {
 }
 
 impl ShapedArgs {
-    /// The sources of models that differ, so that each is computed: three directories, the demo's, or two shapes.
-    pub(super) fn sources(&self) -> Result<TrioSources> {
+    /// The models named or made, combined.
+    pub(super) fn open_trio(&self) -> Result<Arc<Trio>> {
+        match self.shape_base {
+            // Made tokenizers have no stop ids, which is no news here.
+            Some(_) => Ok(Arc::new(Trio::open(&self.sources()?, &[])?)),
+            None => self.models.open_trio(),
+        }
+    }
+
+    /// Opens what was named, without tokenizers: the distinct checkpoints, and which of them each role uses.
+    pub(super) fn checkpoints(&self) -> Result<(Vec<Checkpoint>, [usize; 3])> {
+        let sources = self.sources()?;
+        let (distinct, member_of_role) = sources.distinct()?;
+        let checkpoints = distinct.into_iter().map(|source| Checkpoint::open(source.clone()));
+        Ok((checkpoints.collect::<Result<_>>()?, member_of_role))
+    }
+
+    /// Where the models come from: directories, the hub, the demo, or shapes.
+    fn sources(&self) -> Result<TrioSources> {
+        if self.models.chat_template.is_some() {
+            return Err(Error::argument("chat_template", "has no effect here"));
+        }
         if let (Some(base), Some(pair)) = (self.shape_base, self.shape_pair) {
             // Equal weights would be computed once: every role has its own seed.
             let [base, expert, anti] = [(base, 0), (pair, 1), (pair, 2)].map(|(shape, seed)| Source::made(shape, seed));
@@ -110,6 +133,7 @@ impl DeviceArgs {
             device: self.device,
             threads: self.threads.map(usize::from),
             kv_cache_dtype: self.kv_cache_dtype.dtype(),
+            memory_fraction: self.memory_fraction.unwrap_or(sized.memory_fraction),
             ..sized
         }
     }

@@ -1,7 +1,7 @@
 //! The device side of a trio: its stacks, its buffers, and how a batch becomes one submitted step.
 
 use super::batch::{Batch, Seat, StackRows};
-use super::plan::{Plan, StackPlan};
+use super::plan::{Plan, Room, StackPlan};
 use super::request::Request;
 use crate::Result;
 use crate::backend::params::*;
@@ -26,6 +26,11 @@ pub struct MachineOptions {
     pub penalties: bool,
     /// Top entries per record; absent: no step is recorded.
     pub record_top: Option<usize>,
+    /// Tokens of all sequences together that the KV cache has room for, at least one longest lane; absent: as many as
+    /// all slots can have.
+    pub kv_tokens: Option<usize>,
+    /// Share of the free memory that may be used.
+    pub memory_fraction: f32,
 }
 
 /// Three models, one pool, one step at a time.
@@ -71,12 +76,15 @@ impl<B: Backend> Machine<B> {
         vocabulary: &Vocabulary,
         options: &MachineOptions,
     ) -> Result<Self> {
-        let plan = Plan::new(checkpoints, member_of_role, vocabulary, options, backend.binding_limit())?;
+        let room = Room::of(&backend, options.memory_fraction);
+        let plan = Plan::new(checkpoints, member_of_role, vocabulary.n_ids, options, room.binding_limit)?;
+        let plan = plan.within(room.memory)?;
         let load = |stack: &StackPlan| {
             let members: Vec<&Checkpoint> = stack.members.iter().map(|&i| checkpoints[i]).collect();
             Stack::load(&backend, &members, options.max_lane_tokens)
         };
         let stacks = plan.stacks.iter().map(load).collect::<Result<Vec<_>>>()?;
+        checkpoints.iter().try_for_each(|checkpoint| checkpoint.check_unchanged())?;
         Self::allocate(backend, stacks, plan, vocabulary, options)
     }
 
@@ -100,8 +108,8 @@ impl<B: Backend> Machine<B> {
         backend.upload(&constraints, 0, bytemuck::cast_slice(&vocabulary.live))?;
         backend.upload(&constraints, 4 * mask_words, bytemuck::cast_slice(&zero_delta))?;
         let record_words = n_slots * size_of::<StepRecord>() / 4;
-        let scores = backend.alloc("scores", n_slots * 2 * 32 * mask_words)?;
-        let counts = backend.alloc("counts", if options.penalties { n_slots * 32 * mask_words } else { 1 })?;
+        let scores = backend.alloc("scores", plan.scores_words)?;
+        let counts = backend.alloc("counts", plan.counts_words)?;
         let samples = backend.alloc("samples", n_slots * size_of::<Sample>() / 4)?;
         let records = backend.alloc("records", if options.record_top.is_some() { record_words } else { 1 })?;
         // Last, because the pool takes what is left.

@@ -1,21 +1,23 @@
-//! Sizes of a machine, from configurations and the device's limit alone: what cannot fit is refused here, before a weight
-//! is read or a byte is allocated.
+//! Sizes of a machine, from configurations and the device's limits alone: what cannot fit is refused here, before a weight
+//! is read or a byte is allocated. `proxytune plan` shows them.
 
 use super::batch::Seat;
 use super::machine::MachineOptions;
-use crate::backend::Dtype;
+use super::worker::EngineOptions;
 use crate::backend::params::{MAX_SLOTS, PageParams};
+use crate::backend::{Backend, Dtype};
 use crate::checkpoint::{Checkpoint, EMBEDDING};
 use crate::kv::pool::{PageShape, page_bytes};
+use crate::model::graph::WorkspaceWords;
 use crate::model::weights::LayerShape;
-use crate::text::vocabulary::Vocabulary;
 use crate::{Error, Result};
+use serde::Serialize;
 
 /// Most prompt rows per member and step: a row is a workgroup in some ops, and devices take 65,535 of them.
 const MAX_PREFILL_ROWS: usize = 32_768;
 
 /// Bytes of one model, as stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct ModelBytes {
     /// All weights.
     pub weights: u64,
@@ -38,6 +40,62 @@ impl ModelBytes {
             kv_per_token: (checkpoint.config.n_layers * page_shape(checkpoint, dtype).token_bytes()) as u64,
         }
     }
+}
+
+/// What a device has room for.
+#[derive(Clone, Debug)]
+pub struct Room {
+    /// The backend and the device.
+    pub device: String,
+    /// Bytes that an op can bind.
+    pub binding_limit: u64,
+    /// Bytes that may be used; absent where the device does not tell how much it has.
+    pub memory: Option<u64>,
+}
+
+impl Room {
+    /// The room on `backend`, of whose free memory `fraction` may be used.
+    pub(super) fn of<B: Backend>(backend: &B, fraction: f32) -> Self {
+        let share = |bytes: u64| (bytes as f64 * f64::from(fraction)) as u64;
+        let (device, binding_limit) = (backend.describe(), backend.binding_limit());
+        Self { device, binding_limit, memory: backend.free_memory().map(share) }
+    }
+}
+
+/// Bytes of a whole machine, by what they are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct MachineBytes {
+    /// Weights of the distinct models, as stored.
+    pub weights: u64,
+    /// Activations, logits, scores and rotary tables.
+    pub workspace: u64,
+    /// Keys and values.
+    pub kv_cache: u64,
+}
+
+impl MachineBytes {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.weights + self.workspace + self.kv_cache
+    }
+}
+
+/// The bytes of a machine for `checkpoints` (the distinct ones; `member_of_role` says which a role uses) with room for
+/// all that `options` ask for. An error where that needs a buffer that the device of `room` cannot bind.
+pub fn machine_bytes(
+    checkpoints: &[&Checkpoint],
+    member_of_role: [usize; 3],
+    options: &EngineOptions,
+    room: &Room,
+) -> Result<MachineBytes> {
+    // At most as many ids as every model has columns.
+    let n_ids = checkpoints.iter().map(|checkpoint| checkpoint.config.n_vocab).min().unwrap_or(0);
+    let (options, limit) = (options.machine(), room.binding_limit);
+    let plan = Plan::new(checkpoints, member_of_role, n_ids, &options, limit)?;
+    let wanted = options.n_slots.min(MAX_SLOTS);
+    fits("logits of all texts at a time", wanted as u64 * plan.slot_bytes, limit)?;
+    fits("KV cache of all texts, per layer", (plan.pages_wanted * plan.page_bytes()) as u64, limit)?;
+    Ok(plan.bytes)
 }
 
 /// One launch's weights.
@@ -64,14 +122,25 @@ pub(super) struct Plan {
     pub(super) cap_logits: usize,
     /// Words of one bitmask over ids.
     pub(super) mask_words: usize,
+    /// Words of the scores of all slots.
+    pub(super) scores_words: usize,
+    /// Words of the counts that penalties need, if any.
+    pub(super) counts_words: usize,
+    /// Pages that were asked for; `n_pages` may be fewer.
+    pages_wanted: usize,
+    /// Bytes of a slot in the largest buffer that has a part per slot.
+    slot_bytes: u64,
+    /// Bytes of it all.
+    bytes: MachineBytes,
 }
 
 impl Plan {
-    /// `checkpoints` are the distinct ones, `member_of_role` says which a role uses; an op binds at most `limit` bytes.
+    /// `checkpoints` are the distinct ones, `member_of_role` says which a role uses; ids below `n_ids` may be sampled; an
+    /// op binds at most `limit` bytes.
     pub(super) fn new(
         checkpoints: &[&Checkpoint],
         member_of_role: [usize; 3],
-        vocabulary: &Vocabulary,
+        n_ids: usize,
         options: &MachineOptions,
         limit: u64,
     ) -> Result<Self> {
@@ -86,7 +155,7 @@ impl Plan {
             fits("rotary table", bytes as u64, limit)?;
         }
 
-        let mask_words = vocabulary.live.len();
+        let mask_words = n_ids.div_ceil(32);
         let logits_bytes = |group: &Vec<usize>| 4 * group.len() * rows_per_slot * n_vocab(group);
         let scores_bytes = 2 * 4 * 32 * mask_words;
         let slot_bytes = groups.iter().map(logits_bytes).fold(scores_bytes, usize::max) as u64;
@@ -96,7 +165,8 @@ impl Plan {
         let page_shape = |group: &Vec<usize>| page_shape(checkpoints[group[0]], kv_dtype(group[0]));
         let page_shapes: Vec<PageShape> = groups.iter().map(page_shape).collect();
         let page_bytes = page_bytes(&page_shapes);
-        let lane_pages = |seat: Seat| options.max_lane_tokens.div_ceil(page_shapes[seat.stack].page_tokens(page_bytes));
+        let pages_of = |seat: Seat, tokens: usize| tokens.div_ceil(page_shapes[seat.stack].page_tokens(page_bytes));
+        let lane_pages = |seat| pages_of(seat, options.max_lane_tokens);
         let pages_per_slot: usize = seats.map(lane_pages).iter().sum();
         fits("KV cache of one sequence, per layer", (pages_per_slot * page_bytes) as u64, limit)?;
         let max_pages = seats.map(lane_pages).into_iter().max().unwrap_or(0);
@@ -115,17 +185,70 @@ impl Plan {
             };
             Ok(StackPlan { members: group.clone(), page, cap: rows_wanted.min(limit as usize / row_bytes) })
         };
+        let stacks = groups.iter().zip(&page_shapes).map(stack).collect::<Result<Vec<_>>>()?;
+        let pages_wanted = match options.kv_tokens {
+            // A text's last page of each lane may be almost empty.
+            Some(tokens) => {
+                seats.map(|seat| pages_of(seat, tokens) + n_slots).iter().sum::<usize>().max(pages_per_slot)
+            }
+            None => n_slots * pages_per_slot,
+        };
+        let (n_pages, n_layers) =
+            (pages_wanted.min((limit / page_bytes as u64) as usize), groups.iter().map(|g| shape(g).n_layers).max());
+        let scores_words = n_slots * 2 * 32 * mask_words;
+        let counts_words = if options.penalties { n_slots * 32 * mask_words } else { 1 };
+        let words = |(group, stack): (&Vec<usize>, &StackPlan)| {
+            let rotary = group.len() * options.max_lane_tokens * shape(group).head_dim;
+            let sizes = [group.len(), n_vocab(group)];
+            rotary + WorkspaceWords::new(&shape(group), sizes, [stack.cap, cap_logits]).total()
+        };
+        let words: usize = groups.iter().zip(&stacks).map(words).sum();
+        let n_layers = n_layers.unwrap_or(0);
         Ok(Self {
-            stacks: groups.iter().zip(&page_shapes).map(stack).collect::<Result<_>>()?,
+            stacks,
             seats,
-            n_layers: groups.iter().map(|group| shape(group).n_layers).max().unwrap_or(0),
+            n_layers,
             n_slots,
-            n_pages: (n_slots * pages_per_slot).min((limit / page_bytes as u64) as usize),
+            n_pages,
             pages_per_slot,
             cap_logits,
             mask_words,
+            scores_words,
+            counts_words,
+            pages_wanted,
+            slot_bytes,
+            bytes: MachineBytes {
+                weights: checkpoints.iter().map(|checkpoint| checkpoint.n_bytes()).sum(),
+                workspace: 4 * (words + scores_words + counts_words) as u64,
+                kv_cache: (n_layers * n_pages * page_bytes) as u64,
+            },
         })
     }
+
+    /// As many pages as `memory` bytes leave room for; an error where the longest text does not fit.
+    pub(super) fn within(mut self, memory: Option<u64>) -> Result<Self> {
+        let Some(memory) = memory else { return Ok(self) };
+        let all_layers = (self.n_layers * self.page_bytes()) as u64;
+        let MachineBytes { weights, workspace, .. } = self.bytes;
+        let left = memory.saturating_sub(weights + workspace) / all_layers;
+        self.n_pages = self.n_pages.min(left as usize);
+        if self.n_pages < self.pages_per_slot {
+            let kv_cache = self.pages_per_slot as u64 * all_layers;
+            return Err(too_little(MachineBytes { kv_cache, ..self.bytes }, "the longest text", memory));
+        }
+        Ok(self)
+    }
+
+    fn page_bytes(&self) -> usize {
+        4 * self.stacks[0].page.page_words as usize
+    }
+}
+
+/// Says how much memory the parts of a machine take, `what` being what the cache is for.
+pub fn too_little(bytes: MachineBytes, what: &str, memory: u64) -> Error {
+    let MachineBytes { weights, workspace, kv_cache } = bytes;
+    let what = format!("memory for weights ({weights}), workspace ({workspace}) and KV cache of {what} ({kv_cache})");
+    Error::Memory { what, needed: bytes.total(), limit: memory }
 }
 
 /// Checkpoints grouped into stacks: expert and anti-expert together where their layers have equal shapes, their keys

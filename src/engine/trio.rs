@@ -24,6 +24,22 @@ impl TrioSources {
     pub fn alone(base: Source) -> Self {
         Self { base, expert: None, anti_expert: None }
     }
+
+    /// The sources that differ, and which of them each role uses.
+    pub fn distinct(&self) -> Result<(Vec<&Source>, [usize; 3])> {
+        let roles = [Some(&self.base), self.expert.as_ref(), self.anti_expert.as_ref()];
+        let mut distinct: Vec<&Source> = Vec::new();
+        let mut member_of_role = [0; 3];
+        for (member, source) in member_of_role.iter_mut().zip(roles) {
+            let source = source.unwrap_or(&self.base);
+            let known = distinct.iter().map(|other| same_files(source, other)).collect::<Result<Vec<_>>>()?;
+            *member = known.iter().position(|&same| same).unwrap_or(distinct.len());
+            if *member == distinct.len() {
+                distinct.push(source);
+            }
+        }
+        Ok((distinct, member_of_role))
+    }
 }
 
 /// A distinct checkpoint with its text side.
@@ -42,17 +58,7 @@ pub struct Models {
 impl Models {
     /// Opens and checks each model by itself.
     pub fn open(sources: &TrioSources) -> Result<Self> {
-        let roles = [Some(&sources.base), sources.expert.as_ref(), sources.anti_expert.as_ref()];
-        let mut distinct: Vec<&Source> = Vec::new();
-        let mut member_of_role = [0; 3];
-        for (member, source) in member_of_role.iter_mut().zip(roles) {
-            let source = source.unwrap_or(&sources.base);
-            let known = distinct.iter().map(|other| same_files(source, other)).collect::<Result<Vec<_>>>()?;
-            *member = known.iter().position(|&same| same).unwrap_or(distinct.len());
-            if *member == distinct.len() {
-                distinct.push(source);
-            }
-        }
+        let (distinct, member_of_role) = sources.distinct()?;
         let members = distinct.into_iter().map(open_member).collect::<Result<_>>()?;
         Ok(Self { members, member_of_role })
     }
@@ -63,6 +69,11 @@ impl Models {
             member.template = Some(ChatTemplate::open_file(path, member.tokenizer.config())?);
         }
         Ok(())
+    }
+
+    /// Takes weights that are NaN or infinite as they are.
+    pub fn allow_non_finite_weights(&mut self) {
+        self.members.iter_mut().for_each(|member| member.checkpoint.allow_non_finite());
     }
 
     /// The three vocabularies side by side.

@@ -2,6 +2,7 @@
 
 use super::event::Event;
 use super::machine::{Machine, MachineOptions};
+use super::plan::Room;
 use super::request::Request;
 use super::trio::Trio;
 use super::{Engine, Job};
@@ -17,6 +18,9 @@ use std::thread::JoinHandle;
 
 /// Prompt tokens per model and step, unless asked otherwise: enough to reuse every weight well.
 pub const DEFAULT_PREFILL_ROWS: usize = 256;
+
+/// Share of the free memory that may be used, unless asked otherwise: other programs go on living.
+pub const DEFAULT_MEMORY_FRACTION: f32 = 0.95;
 
 /// Which backend runs the models.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,6 +77,11 @@ pub struct EngineOptions {
     pub penalties: bool,
     /// Top entries per record; absent: no step can be recorded.
     pub record_top: Option<usize>,
+    /// Tokens of all sequences together that the KV cache has room for, at least one longest; absent: as many as all
+    /// can have.
+    pub kv_tokens: Option<usize>,
+    /// Share of the device's free memory that may be used, in (0, 1].
+    pub memory_fraction: f32,
 }
 
 impl EngineOptions {
@@ -88,6 +97,8 @@ impl EngineOptions {
             prefill_rows: DEFAULT_PREFILL_ROWS,
             penalties: false,
             record_top: None,
+            kv_tokens: None,
+            memory_fraction: DEFAULT_MEMORY_FRACTION,
         };
         requests.iter().for_each(|request| options.make_room_for(request));
         options.n_slots = options.n_slots.max(1);
@@ -114,12 +125,20 @@ impl EngineOptions {
         let positions = trio.checkpoints().into_iter().map(|checkpoint| checkpoint.config.max_positions);
         within("n_slots", self.n_slots, MAX_SLOTS)?;
         within("max_model_len", self.max_model_len, positions.max().unwrap_or(0))?;
+        self.validate_memory_fraction()?;
         match self.record_top {
             Some(top) if top > MAX_RECORD_TOP => {
                 Err(Error::argument("record", format!("{top} top entries; at most {MAX_RECORD_TOP}")))
             }
             _ => Ok(()),
         }
+    }
+
+    fn validate_memory_fraction(&self) -> Result<()> {
+        if self.memory_fraction > 0.0 && self.memory_fraction <= 1.0 {
+            return Ok(());
+        }
+        Err(Error::argument("memory_fraction", format!("{} is not in (0, 1]", self.memory_fraction)))
     }
 
     fn cpu(&self) -> Result<Cpu> {
@@ -135,7 +154,7 @@ impl EngineOptions {
         wgpu::Options { device: self.device, software, ..wgpu::Options::default() }
     }
 
-    fn machine(&self) -> MachineOptions {
+    pub(super) fn machine(&self) -> MachineOptions {
         MachineOptions {
             n_slots: self.n_slots,
             max_lane_tokens: self.max_model_len,
@@ -143,6 +162,18 @@ impl EngineOptions {
             prefill_rows: self.prefill_rows,
             penalties: self.penalties,
             record_top: self.record_top,
+            kv_tokens: self.kv_tokens,
+            memory_fraction: self.memory_fraction,
+        }
+    }
+
+    /// What the device has room for. Opens it, and lets it go again.
+    pub fn room(&self) -> Result<Room> {
+        self.validate_memory_fraction()?;
+        match self.backend.on_this_machine() {
+            BackendChoice::Auto | BackendChoice::Cpu => Ok(Room::of(&self.cpu()?, self.memory_fraction)),
+            BackendChoice::Wgpu => Ok(Room::of(&Wgpu::open(&self.wgpu())?, self.memory_fraction)),
+            BackendChoice::Cuda => Err(no_cuda()),
         }
     }
 }
@@ -202,15 +233,26 @@ pub struct Handle {
 impl Handle {
     /// Starts the thread and loads the weights; returns when the engine is ready or could not be.
     pub fn start(trio: Arc<Trio>, options: EngineOptions) -> Result<Self> {
+        let chosen = options.clone();
+        match options.backend.on_this_machine() {
+            BackendChoice::Auto | BackendChoice::Cpu => Self::start_on(trio, options, move || chosen.cpu()),
+            BackendChoice::Wgpu => Self::start_on(trio, options, move || Wgpu::open(&chosen.wgpu())),
+            BackendChoice::Cuda => Self::start_on::<Cpu>(trio, options, || Err(no_cuda())),
+        }
+    }
+
+    /// As [`Self::start`], on the backend that `open` gives instead of the one that the options name. It is opened on the
+    /// engine's thread, where it stays.
+    pub fn start_on<B: Backend>(
+        trio: Arc<Trio>,
+        options: EngineOptions,
+        open: impl FnOnce() -> Result<B> + Send + 'static,
+    ) -> Result<Self> {
         options.validate(&trio)?;
         let (jobs, inbox) = mpsc::channel();
         let (ready, started) = mpsc::channel();
         let shared = trio.clone();
-        let run = move || match options.backend.on_this_machine() {
-            BackendChoice::Auto | BackendChoice::Cpu => run(options.cpu(), shared, &options, inbox, ready),
-            BackendChoice::Wgpu => run(Wgpu::open(&options.wgpu()), shared, &options, inbox, ready),
-            BackendChoice::Cuda => run::<Cpu>(Err(no_cuda()), shared, &options, inbox, ready),
-        };
+        let run = move || run(open(), shared, &options, inbox, ready);
         let thread = std::thread::Builder::new().name("engine".into()).spawn(run);
         let thread = thread.map_err(|error| Error::Io { message: format!("cannot start the engine: {error}") })?;
         let device = started.recv().map_err(|_| lost())??;

@@ -1,6 +1,6 @@
 //! forward(): the transformer over the ops, nothing else.
 
-use super::weights::Stack;
+use super::weights::{LayerShape, Stack};
 use crate::Result;
 use crate::backend::params::*;
 use crate::backend::*;
@@ -32,23 +32,65 @@ pub struct Workspace<B: Backend> {
 impl<B: Backend> Workspace<B> {
     /// Room for `cap` rows and `cap_logits` logits rows per member.
     pub fn new(backend: &B, stack: &Stack<B>, cap: usize, cap_logits: usize) -> Result<Self> {
-        let (shape, rows) = (&stack.shape, stack.n_members * cap);
-        let has_norms_after = shape.norms != Norms::Before;
-        let words = |records: usize, bytes: usize| records * bytes / 4;
+        let words = WorkspaceWords::new(&stack.shape, [stack.n_members, stack.n_vocab], [cap, cap_logits]);
         Ok(Self {
             cap,
             cap_logits,
-            rows: backend.alloc("rows", words(rows, size_of::<Row>()))?,
-            gather: backend.alloc("gather", stack.n_members * cap_logits)?,
-            extents: backend.alloc("extents", words(MAX_MEMBERS, size_of::<Extent>()))?,
-            logits: backend.alloc("logits", stack.n_members * cap_logits * stack.n_vocab)?,
-            places: backend.alloc("places", words(rows, size_of::<Place>()))?,
-            x: backend.alloc("x", rows * shape.d_model)?,
-            qkv: backend.alloc("qkv", rows * shape.qkv_width())?,
-            attended: backend.alloc("attended", rows * shape.n_heads * shape.head_dim)?,
-            hidden: backend.alloc("hidden", rows * shape.d_ff)?,
-            added: has_norms_after.then(|| backend.alloc("added", rows * shape.d_model)).transpose()?,
+            rows: backend.alloc("rows", words.rows)?,
+            gather: backend.alloc("gather", words.gather)?,
+            extents: backend.alloc("extents", words.extents)?,
+            logits: backend.alloc("logits", words.logits)?,
+            places: backend.alloc("places", words.places)?,
+            x: backend.alloc("x", words.x)?,
+            qkv: backend.alloc("qkv", words.qkv)?,
+            attended: backend.alloc("attended", words.attended)?,
+            hidden: backend.alloc("hidden", words.hidden)?,
+            added: words.added.map(|words| backend.alloc("added", words)).transpose()?,
         })
+    }
+}
+
+/// Sizes of a [`Workspace`]'s buffers, in 32-bit words.
+pub(crate) struct WorkspaceWords {
+    rows: usize,
+    gather: usize,
+    extents: usize,
+    logits: usize,
+    places: usize,
+    x: usize,
+    qkv: usize,
+    attended: usize,
+    hidden: usize,
+    added: Option<usize>,
+}
+
+impl WorkspaceWords {
+    /// For `n_members` members of a shape, of which the widest vocabulary has `n_vocab` ids.
+    pub(crate) fn new(
+        shape: &LayerShape,
+        [n_members, n_vocab]: [usize; 2],
+        [cap, cap_logits]: [usize; 2],
+    ) -> WorkspaceWords {
+        let rows = n_members * cap;
+        let words = |records: usize, bytes: usize| records * bytes / 4;
+        WorkspaceWords {
+            rows: words(rows, size_of::<Row>()),
+            gather: n_members * cap_logits,
+            extents: words(MAX_MEMBERS, size_of::<Extent>()),
+            logits: n_members * cap_logits * n_vocab,
+            places: words(rows, size_of::<Place>()),
+            x: rows * shape.d_model,
+            qkv: rows * shape.qkv_width(),
+            attended: rows * shape.n_heads * shape.head_dim,
+            hidden: rows * shape.d_ff,
+            added: (shape.norms != Norms::Before).then_some(rows * shape.d_model),
+        }
+    }
+
+    /// Words of all of them.
+    pub(crate) fn total(&self) -> usize {
+        let Self { rows, gather, extents, logits, places, x, qkv, attended, hidden, added } = self;
+        rows + gather + extents + logits + places + x + qkv + attended + hidden + added.unwrap_or(0)
     }
 }
 

@@ -1,9 +1,10 @@
 //! Named tensors -> device weights: joined (q, k, v), stacked (twins), uploaded once.
 
 use crate::backend::params::MAX_MEMBERS;
-use crate::backend::{Activation, Backend, Dtype, MatrixSpec};
-use crate::checkpoint::{Checkpoint, EMBEDDING, HEAD, ModelConfig, NormNames, Norms, QkNorm, Rope, Scales};
+use crate::backend::{Activation, Backend, Dtype, MatrixBytes, MatrixSpec};
+use crate::checkpoint::{Checkpoint, EMBEDDING, HEAD, ModelConfig, NormNames, Norms, QkNorm, Rope, Scales, widen};
 use crate::{Error, Result};
+use std::ops::Range;
 
 /// What two checkpoints must share to be one launch. Vocabulary width, eps, rope, windows, the embedding's factor and
 /// tying may differ.
@@ -133,9 +134,9 @@ impl<B: Backend> Stack<B> {
         let tied = members.iter().all(|m| m.config.tied);
         let head_name = |m: &Checkpoint| vec![if m.config.tied { EMBEDDING } else { HEAD }.into()];
         let head = if tied { None } else { Some(loader.matrix(head_name, n_vocab)?) };
-        let (rotary, table_of_layer) = loader.rotary(max_positions, &shape)?;
+        let RotaryTables { tables, of_layer } = loader.rotary(max_positions, &shape)?;
         let layer = |(index, rotary)| loader.layer(&shape, index, rotary);
-        let layers = table_of_layer.into_iter().enumerate().map(layer).collect::<Result<_>>()?;
+        let layers = of_layer.into_iter().enumerate().map(layer).collect::<Result<_>>()?;
         let growth =
             loader.each(|m| m.config.q_growth.map_or((0.0, 1), |growth| (growth.beta, growth.length)), (0.0, 1));
         Ok(Self {
@@ -145,7 +146,7 @@ impl<B: Backend> Stack<B> {
             head,
             layers,
             final_gain: loader.gain(shape.d_model, "model.norm.weight".into())?,
-            rotary,
+            rotary: tables,
             max_positions,
             eps: loader.each(|m| m.config.norm_eps, 0.0),
             embedding_scale: loader.each(|m| m.config.embedding_scale, 0.0),
@@ -153,6 +154,12 @@ impl<B: Backend> Stack<B> {
             shape,
         })
     }
+}
+
+/// A table for each set of rotary positions that the members have in a layer, and which of them a layer has.
+struct RotaryTables<B: Backend> {
+    tables: Vec<B::Buf>,
+    of_layer: Vec<Option<usize>>,
 }
 
 struct Loader<'a, B: Backend> {
@@ -207,17 +214,11 @@ impl<B: Backend> Loader<'_, B> {
         let dtype = self.common_dtype(&lists)?;
         let n_cols = info(self.members[0], &lists[0][0])?.shape[1];
         let spec = MatrixSpec { dtype, n_rows, n_cols };
-        let mut joined = Vec::with_capacity(self.members.len());
-        for (member, list) in self.members.iter().zip(&lists) {
-            let mut bytes = Vec::with_capacity(spec.bytes());
-            for name in list {
-                append(member, name, dtype, &mut bytes)?;
-            }
-            bytes.resize(spec.bytes(), 0);
-            joined.push(bytes);
-        }
-        let views: Vec<&[u8]> = joined.iter().map(Vec::as_slice).collect();
-        self.backend.matrix(spec, &views)
+        let joined = self.members.iter().zip(&lists);
+        let joined = joined.map(|(&member, names)| Ok(Joined { member, parts: parts(member, names, dtype)?, dtype }));
+        let joined = joined.collect::<Result<Vec<_>>>()?;
+        let members: Vec<&dyn MatrixBytes> = joined.iter().map(|joined| joined as &dyn MatrixBytes).collect();
+        self.backend.matrix(spec, &members)
     }
 
     /// The stored type, where all tensors agree; else f32, which holds each of the others exactly.
@@ -270,8 +271,7 @@ impl<B: Backend> Loader<'_, B> {
         used.then(|| self.vector(label, width, names)).transpose()
     }
 
-    /// A table for each set of rotary positions that the members have in a layer, and which of them a layer has.
-    fn rotary(&self, max_positions: usize, shape: &LayerShape) -> Result<(Vec<B::Buf>, Vec<Option<usize>>)> {
+    fn rotary(&self, max_positions: usize, shape: &LayerShape) -> Result<RotaryTables<B>> {
         let mut sets: Vec<Vec<Option<Rope>>> = Vec::new();
         let mut table_of = |layer: usize| {
             let set: Vec<Option<Rope>> = self.members.iter().map(|m| m.config.layers[layer].rope).collect();
@@ -282,12 +282,12 @@ impl<B: Backend> Loader<'_, B> {
                 })
             })
         };
-        let tables = (0..shape.n_layers).map(&mut table_of).collect();
+        let of_layer = (0..shape.n_layers).map(&mut table_of).collect();
         let upload = |set: &Vec<Option<Rope>>| {
             let rows = set.iter().flat_map(|&rope| rotary_rows(rope, max_positions, shape.head_dim));
             self.upload("rotary table", &rows.collect::<Vec<f32>>())
         };
-        Ok((sets.iter().map(upload).collect::<Result<_>>()?, tables))
+        Ok(RotaryTables { tables: sets.iter().map(upload).collect::<Result<_>>()?, of_layer })
     }
 
     fn upload(&self, label: &'static str, data: &[f32]) -> Result<B::Buf> {
@@ -310,12 +310,52 @@ fn info<'a>(member: &'a Checkpoint, name: &str) -> Result<&'a crate::checkpoint:
     member.tensor(name).ok_or_else(|| Error::tensor(&member.name, name, "missing"))
 }
 
-/// Appends a tensor's bytes, widened to f32 where `dtype` asks for it.
-fn append(member: &Checkpoint, name: &str, dtype: Dtype, bytes: &mut Vec<u8>) -> Result<()> {
-    if info(member, name)?.dtype == dtype {
-        bytes.extend(member.read(name)?);
-    } else {
-        bytes.extend_from_slice(bytemuck::cast_slice(&member.read_f32(name)?));
+/// Tensors one below the other, then zeros: a matrix as a backend reads it.
+struct Joined<'a> {
+    member: &'a Checkpoint,
+    /// Names, and where each stands in the matrix, in bytes.
+    parts: Vec<(&'a str, Range<usize>)>,
+    /// Type of the matrix: the tensors' own, or f32.
+    dtype: Dtype,
+}
+
+fn parts<'a>(member: &Checkpoint, names: &'a [String], dtype: Dtype) -> Result<Vec<(&'a str, Range<usize>)>> {
+    let mut end = 0;
+    let part = |name: &'a String| {
+        let start = end;
+        end += info(member, name)?.shape.iter().product::<usize>() * dtype.bytes();
+        Ok((name.as_str(), start..end))
+    };
+    names.iter().map(part).collect()
+}
+
+impl MatrixBytes for Joined<'_> {
+    fn copy_to(&self, offset: usize, mut bytes: &mut [u8]) -> Result<()> {
+        let mut at = offset;
+        for (name, span) in self.parts.iter().filter(|(_, span)| span.end > offset) {
+            let (piece, rest) = bytes.split_at_mut(bytes.len().min(span.end - at));
+            if !piece.is_empty() {
+                self.read(name, at - span.start, piece)?;
+            }
+            at += piece.len();
+            bytes = rest;
+        }
+        bytes.fill(0);
+        Ok(())
     }
-    Ok(())
+}
+
+impl Joined<'_> {
+    /// A piece of a tensor from byte `offset` of its widened form on.
+    fn read(&self, name: &str, offset: usize, piece: &mut [u8]) -> Result<()> {
+        let stored = info(self.member, name)?.dtype;
+        if stored == self.dtype {
+            return self.member.read_into(name, offset, piece);
+        }
+        let narrow = |n_bytes: usize| n_bytes / self.dtype.bytes() * stored.bytes();
+        let mut bytes = vec![0; narrow(piece.len())];
+        self.member.read_into(name, narrow(offset), &mut bytes)?;
+        piece.copy_from_slice(bytemuck::cast_slice(&widen(stored, &bytes)));
+        Ok(())
+    }
 }

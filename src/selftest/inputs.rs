@@ -5,7 +5,7 @@ use super::launch::POISON;
 use crate::Result;
 use crate::backend::math::philox;
 use crate::backend::params::{Extent, MAX_MEMBERS};
-use crate::backend::{Backend, Dtype, MatrixSpec};
+use crate::backend::{Backend, Dtype, MatrixBytes, MatrixSpec};
 use bytemuck::Pod;
 use half::{bf16, f16};
 
@@ -150,7 +150,7 @@ impl Weights {
     }
 
     pub(super) fn upload<B: Backend>(&self, backend: &B) -> Result<B::Matrix> {
-        backend.matrix(self.spec, &self.bytes.iter().map(Vec::as_slice).collect::<Vec<_>>())
+        backend.matrix(self.spec, &self.bytes.iter().map(|bytes| bytes as &dyn MatrixBytes).collect::<Vec<_>>())
     }
 }
 

@@ -131,7 +131,6 @@ fn run_wgpu(device: Option<usize>, twin: &Cpu, report: &mut dyn FnMut(&Report)) 
     let grouped = form(true, None, MatrixForm::Buffers)?;
     if grouped.uses_subgroups() {
         forms.push(("subgroups", grouped));
-        forms.push(("images", form(false, None, MatrixForm::Images)?));
     }
     for (name, backend) in forms {
         let name = format!("{}, {name}", backend.describe());

@@ -139,8 +139,10 @@ fn ropes_that_contradict() {
         (json!({"factor": null}), "rope_parameters.factor", "missing, must be above 0"),
         (json!({"factor": 0.5}), "rope_parameters.factor", "at least 1"),
         (json!({"factor": 1e7}), "rope_parameters.factor", "at most 1e6"),
-        (json!({"beta_fast": 0.5}), "rope_parameters.beta_fast", "must be at least beta_slow, 1"),
-        (json!({"beta_slow": -1}), "rope_parameters.beta_fast", "-1, which must be above 0"),
+        (json!({"beta_fast": 0.5}), "rope_parameters.beta_fast", "0.5, must be from beta_slow, 1, to 1e6"),
+        (json!({"beta_slow": -1}), "rope_parameters.beta_fast", "-1, to 1e6, and beta_slow at least 0.001"),
+        (json!({"beta_slow": 1e-300, "beta_fast": 1e-300}), "rope_parameters.beta_fast", "at least 0.001"),
+        (json!({"beta_fast": 1e300}), "rope_parameters.beta_fast", "must be from beta_slow, 1, to 1e6"),
         (json!({"beta_slow": "1"}), "rope_parameters.beta_slow", "must be a finite number"),
         (json!({"attention_factor": 0.0}), "rope_parameters.attention_factor", "above 0"),
         (json!({"attention_factor": 1e4}), "rope_parameters.attention_factor", "comes to 10000, must be from 0.001"),
@@ -375,23 +377,25 @@ fn seeing_model(prefix: &str, head: &str) -> (ModelDir, Vec<T>) {
 fn a_text_parts_tensors_have_one_name() {
     let plain = open(&ModelDir::llama()).expect("a right model");
     let names = |checkpoint: &Checkpoint| checkpoint.tensors().map(|(name, _)| name.to_string()).collect::<Vec<_>>();
-    for (prefix, head) in
-        [("language_model.model.", "language_model.lm_head.weight"), ("model.language_model.", "lm_head.weight")]
-    {
+    let spellings = [
+        ("language_model.model.", "language_model.lm_head.weight", "model.norm.weight", "model.norm.weight"),
+        (
+            "model.language_model.",
+            "lm_head.weight",
+            "language_model.model.norm.weight",
+            "model.language_model.norm.weight",
+        ),
+    ];
+    for (prefix, head, once_more, named) in spellings {
         let (model, mut list) = seeing_model(prefix, head);
         model.set_tensors(&list);
         let checkpoint = open(&model).expect("both spellings are read");
         assert_eq!(names(&checkpoint), names(&plain), "{prefix}");
         assert_eq!(checkpoint.config.warnings, ["text only: the 2 tensors that see images are not read"]);
-        let twice = "language_model.model.norm.weight";
-        list.push(T::f32(if prefix.starts_with("model") { twice } else { "model.norm.weight" }, &[16]));
+        list.push(T::f32(once_more, &[16]));
         model.set_tensors(&list);
-        Tensor("", twice, "is there as \"model.norm.weight\" as well")
+        Tensor("", named, "another tensor is the text part's \"model.norm.weight\" too")
             .check(model.path(), &open(&model).expect_err("which of the two"))
-            .or_else(|_| {
-                let other = "model.norm.weight";
-                Tensor("", other, "as well").check(model.path(), &open(&model).expect_err("which of the two"))
-            })
             .expect("the error of the test");
     }
     // Only where a text part is named.
@@ -410,4 +414,5 @@ fn what_a_family_has_no_use_for_is_not_looked_at() {
     config_with(|model| model.set(FILE, "/sliding_window", json!("wide")));
     let gemma3 = read("gemma3_text", json!({"attn_logit_softcapping": 50.0}));
     assert_eq!(gemma3.scales.attention_softcap, 0.0);
+    read("smollm3", json!({"pretraining_tp": 2}));
 }

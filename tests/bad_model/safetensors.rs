@@ -206,3 +206,43 @@ fn a_file_that_is_cut_after_it_was_opened() {
     let offset = (bytes.len() - 4 * 16 * 24) as u64;
     At(FILE, offset, "the file ends early").check(model.path(), &error).expect("the error of the test");
 }
+
+#[test]
+fn a_file_that_is_written_to_while_it_is_read() {
+    let model = ModelDir::llama();
+    let checkpoint = open(&model).expect("a right model");
+    checkpoint.check_unchanged().expect("nothing was written");
+    // Another file of the same name leaves the open one whole.
+    let bytes = model.read(FILE);
+    let moved = model.file("moved");
+    std::fs::rename(model.file(FILE), &moved).expect("it can be moved");
+    model.write(FILE, [&bytes[..], b"more"].concat());
+    checkpoint.check_unchanged().expect("the open file was not written to");
+    let file = std::fs::OpenOptions::new().write(true).open(&moved).expect("the file is there");
+    // Two writes may fall into one tick of the file system's clock.
+    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(2);
+    file.set_modified(later).expect("times can be set");
+    let error = checkpoint.check_unchanged().expect_err("it was written to");
+    File(FILE, "written to while it was read").check(model.path(), &error).expect("the error of the test");
+}
+
+#[test]
+fn an_element_that_is_not_finite() {
+    const NAME: &str = "model.layers.0.mlp.down_proj.weight";
+    for (bits, part) in [
+        (f32::NAN.to_bits(), "element [15, 23] is NaN"),
+        (f32::INFINITY.to_bits(), "element [15, 23] is inf"),
+        (f32::NEG_INFINITY.to_bits(), "element [15, 23] is -inf"),
+    ] {
+        let model = ModelDir::llama();
+        let mut bytes = model.read(FILE);
+        let last = bytes.len() - 4;
+        bytes[last..].copy_from_slice(&bits.to_le_bytes());
+        model.write(FILE, bytes);
+        let mut checkpoint = open(&model).expect("opening reads no weight");
+        let error = checkpoint.read_f32(NAME).expect_err("it is refused");
+        Expect::Tensor(FILE, NAME, part).check(model.path(), &error).expect("the error of the test");
+        checkpoint.allow_non_finite();
+        assert_eq!(checkpoint.read_f32(NAME).expect("it is allowed").last().map(|x| x.to_bits()), Some(bits));
+    }
+}

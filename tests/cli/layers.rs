@@ -32,7 +32,8 @@ fn rows<'a>(place: &'a str, base: &'a str) -> Vec<Row<'a>> {
     let batch = [asking("-p", &["-i", path("in.jsonl")]), vec!["-o", path("junk.jsonl")]].concat();
     let ramble = || asking("--max-tokens", &["--alpha", "0", "-n", "60"]);
     let hot = || ask(&["--temperature", "9"]);
-    let own_model = || asking("--demo", &["--base", base]);
+    // Alone, and without a template.
+    let own_model = || vec!["--base", base, "--backend", "cpu", "-p", QUESTION, "--json", "--seed", "1", "-n", "2"];
     vec![
         ("base", "/no/such", json!("/no/such"), asking("--demo", &[])),
         ("expert", "/no/such", json!("/no/such"), own_model()),

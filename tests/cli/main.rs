@@ -2,6 +2,7 @@
 //! wrong and have their exit codes.
 
 mod batch;
+mod bench;
 mod demo;
 mod flags;
 mod help;

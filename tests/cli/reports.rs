@@ -41,6 +41,29 @@ fn compat_reports_and_judges() {
 }
 
 #[test]
+fn compat_shows_how_layers_differ() {
+    let golden = |trio: &str| {
+        let path = |role: &str| format!("{}/tests/golden/{trio}/{role}", env!("CARGO_MANIFEST_DIR"));
+        let [base, expert, anti] = ["base", "expert", "anti-expert"].map(path);
+        let run = run(&["compat", "--base", &base, "--expert", &expert, "--anti-expert", &anti]);
+        good(&run).to_string()
+    };
+    let gemma3 = golden("gemma3");
+    for part in ["theta 300 and theta 9000, linear x 8", "30 in 3 of 4 layers", "text only: the ", "can be combined"] {
+        assert!(gemma3.contains(part), "{part}: {gemma3}");
+    }
+    let smollm3 = golden("smollm3");
+    for part in ["theta 900, none in 1 of 3 layers", "40 in 1 of 3 layers", "  none "] {
+        assert!(smollm3.contains(part), "{part}: {smollm3}");
+    }
+    assert!(golden("mistral").contains("theta 300   "), "one base, no scaling");
+    let report = objects(good(&run(&["compat", "--demo", "--json"]))).remove(0);
+    let base = &report["roles"][0];
+    assert_eq!(base["rotary"], json!([{"theta": 10_000.0, "scaling": "default", "factor": 1.0}]));
+    assert_eq!((&base["windows"], &base["layers_without_rotary"]), (&json!([]), &json!(0)));
+}
+
+#[test]
 fn help_names_what_there_is() {
     let short = run(&[]);
     assert!(good(&short).contains("proxytune demo") && good(&short).lines().count() < 15);

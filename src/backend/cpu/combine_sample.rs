@@ -1,14 +1,21 @@
 //! Three rows of logits to one id per sample, and the slot moved on: the last op of every step.
 //!
-//! A few passes over the row, each a plain loop: combine and mask (base, expert, anti-expert read once), penalties,
-//! maximum, scale, filters, draw. Samples go to threads; a sample's passes stay on one.
+//! A row is gone through in parts, which go to threads where there are fewer samples than threads: combine and mask (base,
+//! expert, anti-expert read once), which also leaves the best score of each chunk of ids. Most of the rest looks only at
+//! chunks that matter. What parts give is put together in their order, so that nothing depends on who ran them.
 
-use super::select::Filters;
+use super::select::{Candidate, Filters, Scores};
 use super::simd::Kernel;
 use super::*;
-use crate::backend::math::{gumbel, philox};
+use crate::backend::math::{gumbel, philox, philox_lanes};
 
 const NEG_INF: f32 = f32::NEG_INFINITY;
+/// Ids that share the best of their scores, so that searches pass over them at once.
+pub(super) const CHUNK: usize = 128;
+/// Ids of a part: a thread's task.
+pub(super) const PART: usize = 32 * CHUNK;
+/// Ids drawn at once: 16 of Philox's counters.
+const DRAWN: usize = 64;
 
 pub(super) fn run(cpu: &Cpu, op: CombineSample<'_, Cpu>) {
     let width = 32 * op.params.mask_words as usize;
@@ -21,6 +28,7 @@ pub(super) fn run(cpu: &Cpu, op: CombineSample<'_, Cpu>) {
     let mut counts = counts.iter_mut().flat_map(|counts| counts.chunks_mut(width));
     let seats = slots.iter_mut().zip(scores.chunks_mut(2 * width));
     let mut seats: Vec<_> = seats.map(|(slot, scores)| Some((slot, scores, counts.next()))).collect();
+    let (isa, crew) = (cpu.isa, if op.n_samples as usize >= cpu.crew().size() { Crew::One } else { cpu.crew() });
     let mut draws: Vec<Draw> = Vec::new();
     for sample in &samples[..op.n_samples as usize] {
         let seat = seats[sample.slot as usize].take();
@@ -28,11 +36,14 @@ pub(super) fn run(cpu: &Cpu, op: CombineSample<'_, Cpu>) {
         slot.drew = 0;
         if slot.finish == Finish::Running as u32 {
             let (combined, processed) = scores.split_at_mut(width);
-            draws.push(Draw { row: inputs.row(sample, slot), slot, combined, processed, counts });
+            let tops = vec![NEG_INF; width.div_ceil(CHUNK)];
+            draws.push(Draw { row: inputs.row(sample, slot), slot, combined, processed, tops, counts });
         }
     }
-    let isa = cpu.isa;
-    cpu.threads.share(&mut draws, |draw| isa.run(draw));
+    match crew {
+        Crew::One => cpu.share(&mut draws, |draw| draw.run(isa, Crew::One)),
+        all => draws.iter_mut().for_each(|draw| draw.run(isa, all)),
+    }
 }
 
 /// What all samples read.
@@ -86,155 +97,154 @@ struct Draw<'a> {
     combined: &'a mut [f32],
     /// Scores of later steps, -inf where an id cannot be drawn.
     processed: &'a mut [f32],
+    /// The best processed score of each [`CHUNK`].
+    tops: Vec<f32>,
     counts: Option<&'a mut [u32]>,
 }
 
-impl Kernel for &mut Draw<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        match self.choose() {
+impl Draw<'_> {
+    fn run(&mut self, isa: Isa, crew: Crew) {
+        match self.choose(isa, crew) {
             Ok(id) => self.advance(id),
             Err(finish) => self.slot.finish = finish as u32,
         }
     }
-}
 
-impl Draw<'_> {
-    #[inline(always)]
-    fn choose(&mut self) -> std::result::Result<usize, Finish> {
-        self.mask_base();
-        self.combine()?;
+    fn choose(&mut self, isa: Isa, crew: Crew) -> std::result::Result<usize, Finish> {
+        let has_base_mask = self.mask_base(isa, crew);
+        self.combine(has_base_mask, isa, crew)?;
         self.narrow();
         self.penalise();
-        let best = maximum(self.processed);
+        let best = self.best();
         if best == f32::INFINITY {
             return Err(Finish::Numeric);
         }
         if best == NEG_INF {
             return Err(Finish::Empty);
         }
-        let scale = self.slot.inverse_temperature;
+        let chunk = self.tops.iter().position(|&top| top == best).expect("a chunk has the best");
+        let in_chunk = self.processed[chunk * CHUNK..].iter().position(|&s| s == best);
+        let first = chunk * CHUNK + in_chunk.expect("the best is one of its chunk");
+        let Slot { inverse_temperature: scale, top_k, top_p, min_p, .. } = *self.slot;
         if scale == 0.0 {
-            let first = self.processed.iter().position(|&s| s == best);
-            return Ok(first.expect("a maximum is one of the scores"));
+            return Ok(first);
         }
-        self.processed.iter_mut().for_each(|s| *s = (*s - best) * scale);
-        let Slot { top_k, top_p, min_p, .. } = *self.slot;
-        Filters { top_k, top_p, min_p }.apply(self.processed);
-        Ok(self.draw())
+        let dice = Dice::new(self.slot, first);
+        let filters = Filters { top_k, top_p, min_p };
+        if filters.are_off(self.processed.len()) {
+            let parts = self.processed.chunks_mut(PART).enumerate();
+            let mut parts: Vec<_> = parts.map(|(part, row)| (part * PART, row, Best::default())).collect();
+            crew.share(&mut parts, |(first, row, drawn)| {
+                *drawn = isa.run(DrawAll { dice, first: *first, row, best, scale });
+            });
+            return Ok(Best::of(parts.iter().map(|(.., drawn)| *drawn)));
+        }
+        let scores = Scores { row: self.processed, tops: &self.tops, best, scale };
+        let kept = filters.keep(scores, isa, crew);
+        self.leave(&kept);
+        let mut firsts: Vec<usize> = kept.iter().map(|kept| kept.id as usize / DRAWN * DRAWN).collect();
+        firsts.dedup();
+        let row = &*self.processed;
+        let mut parts: Vec<_> = firsts.chunks(PART / DRAWN).map(|firsts| (firsts, Best::default())).collect();
+        crew.share(&mut parts, |(firsts, drawn)| *drawn = isa.run(DrawSome { dice, row, firsts }));
+        Ok(Best::of(parts.iter().map(|(_, drawn)| *drawn)))
     }
 
-    /// Step 2: leaves -inf in `processed` where the base's own filters drop an id.
-    #[inline(always)]
-    fn mask_base(&mut self) {
+    fn best(&self) -> f32 {
+        self.tops.iter().fold(NEG_INF, |best, &top| larger(best, top))
+    }
+
+    /// Puts -inf in place of every processed score but those of `kept`.
+    fn leave(&mut self, kept: &[Candidate]) {
+        self.processed.fill(NEG_INF);
+        kept.iter().for_each(|kept| self.processed[kept.id as usize] = kept.t);
+    }
+
+    /// Step 2: leaves -inf in `processed` where the base's own filters drop an id. False: there are none.
+    fn mask_base(&mut self, isa: Isa, crew: Crew) -> bool {
         let Slot { base_top_p, base_min_p, .. } = *self.slot;
         if base_top_p == 0 && base_min_p == 0.0 {
-            self.processed.fill(0.0);
-            return;
+            return false;
         }
         self.processed.fill(NEG_INF);
-        for (id, (t, &z)) in self.processed.iter_mut().zip(self.row.logits[0]).enumerate() {
+        for (id, (kept, &z)) in self.processed.iter_mut().zip(self.row.logits[0]).enumerate() {
             // What is bad ends the sequence in step 3.
             if bit(self.row.live, id) && !is_bad(z) {
-                *t = z;
+                *kept = z;
             }
         }
-        let best = maximum(self.processed);
+        (0..self.tops.len()).for_each(|chunk| self.find_top(chunk));
+        let best = self.best();
         if best > NEG_INF {
-            self.processed.iter_mut().for_each(|z| *z -= best);
-            Filters { top_k: 0, top_p: base_top_p, min_p: base_min_p }.apply(self.processed);
+            let scores = Scores { row: self.processed, tops: &self.tops, best, scale: 1.0 };
+            let kept = Filters { top_k: 0, top_p: base_top_p, min_p: base_min_p }.keep(scores, isa, crew);
+            self.leave(&kept);
         }
+        true
     }
 
-    /// Steps 1, 3 and 4: `combined`, and `processed` with the masks on it.
-    #[inline(always)]
-    fn combine(&mut self) -> std::result::Result<(), Finish> {
-        let InputRow { logits: [base, expert, anti], live, zero_delta, allowed, .. } = self.row;
-        // A negative alpha exchanges the two; the product's bits are the same.
-        let (alpha, [up, down]) =
-            if self.slot.alpha < 0.0 { (-self.slot.alpha, [anti, expert]) } else { (self.slot.alpha, [expert, anti]) };
-        let mut bad = false;
-        let mut finite = [false; 4];
-        for (word, (combined, processed)) in self.combined.chunks_mut(32).zip(self.processed.chunks_mut(32)).enumerate()
-        {
-            let ids = 32 * word..base.len().min(32 * word + 32);
-            let (live, zero_delta, allowed) = (live[word], zero_delta[word], allowed[word]);
-            let rows = base[ids.clone()].iter().zip(&up[ids.clone()]).zip(&down[ids.clone()]);
-            combined[ids.len()..].fill(NEG_INF);
-            processed[ids.len()..].fill(NEG_INF);
-            for (i, (((&z, &up), &down), (s_out, kept))) in rows.zip(combined.iter_mut().zip(processed)).enumerate() {
-                let has = |mask: u32| mask >> i & 1 == 1;
-                let [z, up, down] = [z, up, down].map(|x| if has(live) { x } else { NEG_INF });
-                let in_mask = if *kept > NEG_INF { z } else { NEG_INF };
-                // Where the pair agrees (on -inf too) the base's bits stay.
-                let same = up == down || has(zero_delta) || in_mask == NEG_INF;
-                let s = if same { in_mask } else { alpha.mul_add(up - down, in_mask) };
-                bad |= is_bad(z) | is_bad(up) | is_bad(down) | is_bad(s);
-                finite[0] |= z > NEG_INF;
-                finite[1] |= up > NEG_INF;
-                finite[2] |= down > NEG_INF;
-                finite[3] |= s > NEG_INF;
-                *s_out = s;
-                *kept = if has(allowed) { s } else { NEG_INF };
-            }
-        }
-        if bad || finite != [true; 4] { Err(Finish::Numeric) } else { Ok(()) }
+    /// Steps 1, 3 and 4: `combined`, and `processed` with the masks on it, and the best of its chunks.
+    fn combine(&mut self, has_base_mask: bool, isa: Isa, crew: Crew) -> std::result::Result<(), Finish> {
+        let (row, alpha) = (&self.row, self.slot.alpha);
+        let outputs = self.combined.chunks_mut(PART).zip(self.processed.chunks_mut(PART));
+        let outputs = outputs.zip(self.tops.chunks_mut(PART / CHUNK)).enumerate();
+        let mut parts: Vec<_> = outputs
+            .map(|(part, ((combined, processed), tops))| {
+                (Combine { row, alpha, has_base_mask, first: part * PART, combined, processed, tops }, Found::default())
+            })
+            .collect();
+        crew.share(&mut parts, |(part, found)| *found = isa.run(part));
+        let is_bad = parts.iter().any(|(_, found)| found.is_bad);
+        let is_finite = |row: usize| parts.iter().any(|(_, found)| found.highest[row] > NEG_INF);
+        if !is_bad && (0..4).all(is_finite) { Ok(()) } else { Err(Finish::Numeric) }
+    }
+
+    /// Finds the best of a chunk anew.
+    fn find_top(&mut self, chunk: usize) {
+        let scores = self.processed.chunks(CHUNK).nth(chunk).expect("a chunk of the row");
+        self.tops[chunk] = scores.iter().fold(NEG_INF, |best, &s| larger(best, s));
     }
 
     /// The rest of step 4, and step 5: what only few ids have.
     fn narrow(&mut self) {
         let slot = &*self.slot;
-        if slot.produced < slot.min_tokens {
-            for &id in &slot.stop_ids[..slot.n_stop_ids as usize] {
-                if let Some(s) = self.processed.get_mut(id as usize) {
-                    *s = NEG_INF;
-                }
-            }
-        }
-        for &[id, bias] in self.row.biases {
+        let is_early = slot.produced < slot.min_tokens;
+        let stop_ids = if is_early { &slot.stop_ids[..slot.n_stop_ids as usize] } else { &[] };
+        let stops = stop_ids.iter().map(|&id| (id, NEG_INF));
+        let biases = self.row.biases.iter().map(|&[id, bias]| (id, f32::from_bits(bias)));
+        let mut touched = Vec::new();
+        for (id, bias) in stops.chain(biases) {
             if let Some(s) = self.processed.get_mut(id as usize) {
-                *s += f32::from_bits(bias);
+                *s += bias;
+                touched.push(id as usize / CHUNK);
             }
         }
+        touched.dedup();
+        touched.into_iter().for_each(|chunk| self.find_top(chunk));
     }
 
     /// Step 6.
-    #[inline(always)]
     fn penalise(&mut self) {
         let Slot { repetition_penalty, presence_penalty, frequency_penalty, .. } = *self.slot;
         if self.slot.penalised == 0 {
             return;
         }
         let counts = self.counts.as_ref().expect("a penalised slot has a row of counts");
-        for (s, &count) in self.processed.iter_mut().zip(counts.iter()).filter(|(_, count)| **count != 0) {
-            *s = if *s > 0.0 { *s / repetition_penalty } else { *s * repetition_penalty };
-            let n = count & 0x7fff_ffff;
-            if n > 0 {
-                *s = (-frequency_penalty).mul_add(n as f32, *s - presence_penalty);
-            }
-        }
-    }
-
-    /// Step 9.
-    #[inline(always)]
-    fn draw(&self) -> usize {
-        let Slot { produced, sample_index, seed, .. } = *self.slot;
-        let (mut best, mut chosen) = (NEG_INF, 0);
-        for (group, t) in self.processed.chunks(4).enumerate() {
-            // What cannot win needs no random numbers.
-            if t.iter().all(|t| t + gumbel_bound(0) <= best) {
+        let mut touched = Vec::new();
+        for (chunk, (scores, counts)) in self.processed.chunks_mut(CHUNK).zip(counts.chunks(CHUNK)).enumerate() {
+            if counts.iter().fold(0, |any, count| any | count) == 0 {
                 continue;
             }
-            let random = philox([group as u32, produced, sample_index, 0], seed);
-            for (lane, (t, x)) in t.iter().zip(random).enumerate() {
-                if t + gumbel_bound(x) > best && t + gumbel(x) > best {
-                    (best, chosen) = (t + gumbel(x), 4 * group + lane);
+            touched.push(chunk);
+            for (s, &count) in scores.iter_mut().zip(counts).filter(|(_, count)| **count != 0) {
+                *s = if *s > 0.0 { *s / repetition_penalty } else { *s * repetition_penalty };
+                let n = count & 0x7fff_ffff;
+                if n > 0 {
+                    *s = (-frequency_penalty).mul_add(n as f32, *s - presence_penalty);
                 }
             }
         }
-        chosen
+        touched.into_iter().for_each(|chunk| self.find_top(chunk));
     }
 
     fn advance(&mut self, id: usize) {
@@ -255,17 +265,251 @@ impl Draw<'_> {
     }
 }
 
-/// No less than gumbel(x), at the cost of an instruction: -ln(-log1p(-v)) <= -ln v, and v >= 2^-(leading zeros + 1).
+/// Steps 1, 3 and 4 for a part of the row.
+struct Combine<'a> {
+    row: &'a InputRow<'a>,
+    alpha: f32,
+    /// `processed` holds -inf where the base's mask drops an id.
+    has_base_mask: bool,
+    /// First id.
+    first: usize,
+    combined: &'a mut [f32],
+    processed: &'a mut [f32],
+    tops: &'a mut [f32],
+}
+
+/// What a part of the row was found to be.
+#[derive(Default)]
+struct Found {
+    /// A live column that is read, or a score, is NaN or +inf.
+    is_bad: bool,
+    /// Highest base, raised, lowered and combined score.
+    highest: [f32; 4],
+}
+
+impl Kernel for &mut Combine<'_> {
+    type Output = Found;
+
+    #[inline(always)]
+    fn run(self) -> Found {
+        let (mut is_nan, mut highest) = ([0; 32], [[NEG_INF; 32]; 4]);
+        let chunks = self.combined.chunks_mut(CHUNK).zip(self.processed.chunks_mut(CHUNK)).zip(self.tops.iter_mut());
+        for (chunk, ((combined, processed), top)) in chunks.enumerate() {
+            let mut best = [NEG_INF; 32];
+            for (word, (combined, processed)) in combined.chunks_mut(32).zip(processed.chunks_mut(32)).enumerate() {
+                let first = self.first + chunk * CHUNK + word * 32;
+                let ids = Ids::new(self.row, first);
+                let combined: &mut [f32; 32] = combined.try_into().expect("rows are whole words");
+                let processed: &mut [f32; 32] = processed.try_into().expect("rows are whole words");
+                if !self.has_base_mask {
+                    *processed = [0.0; 32];
+                }
+                ids.combine(self.alpha, combined, processed, &mut is_nan, &mut highest);
+                for (best, &s) in best.iter_mut().zip(processed.iter()) {
+                    *best = larger(*best, s);
+                }
+            }
+            *top = highest_of(best);
+        }
+        let mut found = Found { is_bad: is_nan != [0; 32], highest: [NEG_INF; 4] };
+        for (found_highest, highest) in found.highest.iter_mut().zip(highest) {
+            *found_highest = highest_of(highest);
+            found.is_bad |= *found_highest == f32::INFINITY;
+        }
+        found
+    }
+}
+
+/// What is read of 32 ids: base, expert, anti-expert, and words of masks.
+struct Ids {
+    logits: [[f32; 32]; 3],
+    live: u32,
+    zero_delta: u32,
+    allowed: u32,
+}
+
+impl Ids {
+    #[inline(always)]
+    fn new(row: &InputRow, first: usize) -> Self {
+        let word = first / 32;
+        let mut logits = [[NEG_INF; 32]; 3];
+        for (ids, logits) in logits.iter_mut().zip(row.logits) {
+            match logits.get(first..first + 32) {
+                Some(whole) => ids.copy_from_slice(whole),
+                None => {
+                    let rest = logits.get(first..).unwrap_or_default();
+                    ids[..rest.len()].copy_from_slice(rest);
+                }
+            }
+        }
+        Ids { logits, live: row.live[word], zero_delta: row.zero_delta[word], allowed: row.allowed[word] }
+    }
+
+    /// `processed` comes with -inf where the base's mask drops an id.
+    #[inline(always)]
+    fn combine(
+        &self,
+        alpha: f32,
+        combined: &mut [f32; 32],
+        processed: &mut [f32; 32],
+        is_nan: &mut [u32; 32],
+        highest: &mut [[f32; 32]; 4],
+    ) {
+        let Ids { logits: [base, expert, anti], live, zero_delta, allowed } = self;
+        // A negative alpha exchanges the two; the product's bits are the same.
+        let (alpha, up, down) = if alpha < 0.0 { (-alpha, anti, expert) } else { (alpha, expert, anti) };
+        for i in 0..32 {
+            let is_live = live & BITS[i] != 0;
+            let z = if is_live { base[i] } else { NEG_INF };
+            let up = if is_live { up[i] } else { NEG_INF };
+            let down = if is_live { down[i] } else { NEG_INF };
+            let in_mask = if processed[i] > NEG_INF { z } else { NEG_INF };
+            // Where the pair agrees (on -inf too) the base's bits stay.
+            let same = (up == down) | (zero_delta & BITS[i] != 0) | (in_mask == NEG_INF);
+            let s = if same { in_mask } else { alpha.mul_add(up - down, in_mask) };
+            is_nan[i] |= u32::from(z.is_nan() | up.is_nan() | down.is_nan() | s.is_nan());
+            highest[0][i] = larger(highest[0][i], z);
+            highest[1][i] = larger(highest[1][i], up);
+            highest[2][i] = larger(highest[2][i], down);
+            highest[3][i] = larger(highest[3][i], s);
+            combined[i] = s;
+            processed[i] = if allowed & BITS[i] != 0 { s } else { NEG_INF };
+        }
+    }
+}
+
+/// The bits of a word.
+pub(super) const BITS: [u32; 32] = {
+    let mut bits = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        bits[i] = 1 << i;
+        i += 1;
+    }
+    bits
+};
+
+/// What step 9 needs, and a score that the winner reaches: the likeliest id's.
+#[derive(Clone, Copy)]
+struct Dice {
+    seed: [u32; 2],
+    rest: [u32; 3],
+    reached: f32,
+}
+
+/// The best of some scores of step 9; ties to the lowest id.
+#[derive(Clone, Copy)]
+struct Best {
+    score: f32,
+    id: usize,
+}
+
+impl Default for Best {
+    fn default() -> Self {
+        Best { score: NEG_INF, id: 0 }
+    }
+}
+
+impl Best {
+    /// The id of the best of all, given in order of ids.
+    fn of(parts: impl Iterator<Item = Best>) -> usize {
+        parts.fold(Best::default(), |best, part| if part.score > best.score { part } else { best }).id
+    }
+}
+
+impl Dice {
+    /// `likeliest` has t = 0.
+    fn new(slot: &Slot, likeliest: usize) -> Self {
+        let (seed, rest) = (slot.seed, [slot.produced, slot.sample_index, 0]);
+        let random = philox([likeliest as u32 / 4, rest[0], rest[1], rest[2]], seed);
+        Dice { seed, rest, reached: gumbel(random[likeliest % 4]) }
+    }
+
+    /// Draws among [`DRAWN`] ids, or as many as the row has left, from `first` on.
+    #[inline(always)]
+    fn draw(&self, t: &[f32], first: usize, best: &mut Best) {
+        let mut padded = [NEG_INF; DRAWN];
+        padded[..t.len()].copy_from_slice(t);
+        let words = philox_lanes(first as u32 / 4, self.rest, self.seed);
+        let mut random = [0; DRAWN];
+        for group in 0..DRAWN / 4 {
+            for word in 0..4 {
+                random[4 * group + word] = words[word][group];
+            }
+        }
+        let mut may_win = 0;
+        for (t, &x) in padded.iter().zip(&random) {
+            may_win |= u32::from(t + gumbel_bound(x) >= self.reached);
+        }
+        if may_win == 0 {
+            return;
+        }
+        for (index, (t, x)) in padded.iter().zip(random).enumerate() {
+            if t + gumbel_bound(x) >= larger(self.reached, best.score) && t + gumbel(x) > best.score {
+                *best = Best { score: t + gumbel(x), id: first + index };
+            }
+        }
+    }
+}
+
+/// A part of a row without filters: scores to t, and the draw among them.
+struct DrawAll<'a> {
+    dice: Dice,
+    first: usize,
+    row: &'a mut [f32],
+    best: f32,
+    scale: f32,
+}
+
+impl Kernel for DrawAll<'_> {
+    type Output = Best;
+
+    #[inline(always)]
+    fn run(self) -> Best {
+        let mut drawn = Best::default();
+        for (chunk, row) in self.row.chunks_mut(DRAWN).enumerate() {
+            for s in row.iter_mut() {
+                *s = (*s - self.best) * self.scale;
+            }
+            self.dice.draw(row, self.first + chunk * DRAWN, &mut drawn);
+        }
+        drawn
+    }
+}
+
+/// The draw among ids that begin at `firsts`, [`DRAWN`] each.
+struct DrawSome<'a> {
+    dice: Dice,
+    row: &'a [f32],
+    firsts: &'a [usize],
+}
+
+impl Kernel for DrawSome<'_> {
+    type Output = Best;
+
+    #[inline(always)]
+    fn run(self) -> Best {
+        let mut drawn = Best::default();
+        for &first in self.firsts {
+            self.dice.draw(&self.row[first..self.row.len().min(first + DRAWN)], first, &mut drawn);
+        }
+        drawn
+    }
+}
+
+/// No less than gumbel(x), at the cost of a few instructions: -ln(-log1p(-v)) <= -ln v, and v is at least x's upper 24
+/// bits times 2^-24, of which the exponent counts.
 #[inline(always)]
 fn gumbel_bound(x: u32) -> f32 {
-    0.694 * (x.leading_zeros() + 1) as f32
+    let exponent = ((x >> 8) as i32 as f32).to_bits() >> 23;
+    0.694 * (127 + 24 - exponent as i32) as f32
 }
 
 /// NaN or +inf, by bits.
 #[inline(always)]
 fn is_bad(x: f32) -> bool {
     let bits = x.to_bits();
-    bits & 0x7fff_ffff >= f32::INFINITY.to_bits() && bits != NEG_INF.to_bits()
+    (bits & 0x7fff_ffff >= f32::INFINITY.to_bits()) & (bits != NEG_INF.to_bits())
 }
 
 /// Bit `id` of a mask.
@@ -274,13 +518,21 @@ pub(super) fn bit(mask: &[u32], id: usize) -> bool {
     mask[id / 32] >> (id % 32) & 1 == 1
 }
 
-/// The largest of a row without NaN, in lanes that the compiler turns into vectors.
+/// The larger of two numbers; `a` where `b` is NaN.
 #[inline(always)]
-fn maximum(row: &[f32]) -> f32 {
-    let larger = |a: f32, b: f32| if a > b { a } else { b };
-    let mut lanes = [NEG_INF; 32];
-    for chunk in row.chunks_exact(32) {
-        lanes.iter_mut().zip(chunk).for_each(|(lane, &x)| *lane = larger(*lane, x));
+pub(super) fn larger(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
+}
+
+/// The largest lane, by halves as vectors do it.
+#[inline(always)]
+pub(super) fn highest_of<const N: usize>(mut lanes: [f32; N]) -> f32 {
+    let mut half = N / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] = larger(lanes[i], lanes[i + half]);
+        }
+        half /= 2;
     }
-    lanes.into_iter().fold(NEG_INF, larger)
+    lanes[0]
 }

@@ -1,24 +1,42 @@
 //! The twin of `shaders/embed.wgsl`.
 
+use super::rows::RowKernel;
 use super::*;
 
 /// See [`Embed`].
-pub(super) fn run(op: Embed<'_, Cpu>) {
+pub(super) fn run(cpu: &Cpu, op: Embed<'_, Cpu>) {
     let EmbedParams { cap, d_model, max_pages, scale, .. } = op.params;
-    let (cap, d_model) = (cap as usize, d_model as usize);
+    let (cap, d_model, n_rows) = (cap as usize, d_model as usize, rows::n_rows(op.extents));
     let (rows, slots) = (op.rows.view::<Row>(), op.slots.view::<Slot>());
-    let (mut x, mut places) = (op.x.view_mut::<f32>(), op.places.view_mut::<Place>());
-    for (member, n_rows) in rows::n_rows(op.extents).into_iter().enumerate() {
-        for index in member * cap..member * cap + n_rows {
-            let place = resolve(rows[index], &slots, max_pages);
-            places[index] = place;
-            let x = &mut x[index * d_model..][..d_model];
-            if place.live == 1 && (place.token as usize) < op.table.n_out() {
-                op.table.read_row(member, place.token as usize, x);
-                x.iter_mut().for_each(|x| *x *= scale[member]);
-            } else {
-                x.fill(0.0);
+    let mut places = op.places.view_mut::<Place>();
+    for (member, n) in n_rows.into_iter().enumerate() {
+        for index in member * cap..member * cap + n {
+            places[index] = resolve(rows[index], &slots, max_pages);
+        }
+    }
+    let table = Table { table: op.table, places: &places, cap, scale };
+    rows::for_each_row(cpu, &mut op.x.view_mut(), [cap, d_model], n_rows, &table);
+}
+
+/// `x = scale * table[token]`.
+struct Table<'a> {
+    table: &'a Matrix,
+    places: &'a [Place],
+    cap: usize,
+    scale: [f32; MAX_MEMBERS],
+}
+
+impl RowKernel for Table<'_> {
+    #[inline(always)]
+    fn run(&self, member: usize, row: usize, x: &mut [f32]) {
+        let Place { live, token, .. } = self.places[member * self.cap + row];
+        if live == 1 && (token as usize) < self.table.n_out() {
+            self.table.read_row(member, token as usize, x);
+            for x in x {
+                *x *= self.scale[member];
             }
+        } else {
+            x.fill(0.0);
         }
     }
 }

@@ -7,15 +7,19 @@
 //! cache, then the op's epilogue makes outputs of them. A thread's tasks are groups that follow each other in memory.
 
 use super::rows::Rows;
-use super::simd::work::Grid;
+use super::simd::work::{Block, Grid};
 use super::simd::{Ahead, GROUP, Kernel, MAX_TILE_ROWS, Tile, Weight};
 use super::*;
+use bytemuck::Zeroable;
 use half::{bf16, f16};
 
 /// Bytes of rows that stay in a core's second cache while all groups pass.
 const ROWS_BYTES: usize = 256 << 10;
 /// Least rows of a task, where there are more: a group read from memory is used for as many.
 const MIN_ROWS: usize = 48;
+
+/// Columns that are interleaved at a time: what the rows of a group are spread over stays in the first cache.
+const STRIP: usize = 32;
 
 /// A matrix of one or two members.
 pub struct Matrix {
@@ -31,16 +35,17 @@ enum Elements {
 }
 
 impl Matrix {
-    pub(super) fn new(threads: &Threads, spec: MatrixSpec, members: &[&[u8]]) -> Result<Self> {
+    pub(super) fn new(threads: &Threads, spec: MatrixSpec, members: &[&dyn MatrixBytes]) -> Result<Self> {
         let MatrixSpec { dtype, n_rows: n_out, n_cols: n_in } = spec;
-        assert!(members.iter().all(|bytes| bytes.len() == spec.bytes()), "a matrix has the bytes of its shape");
         let shape = [n_out, n_in];
-        let elements = |bytes: &&[u8]| match dtype {
+        let elements = |bytes: &&dyn MatrixBytes| match dtype {
             Dtype::F32 => {
-                interleave(threads, shape, bytes, |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).map(Elements::F32)
+                interleave(threads, shape, *bytes, |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).map(Elements::F32)
             }
-            Dtype::F16 => interleave(threads, shape, bytes, |b| f16::from_le_bytes([b[0], b[1]])).map(Elements::F16),
-            Dtype::Bf16 => interleave(threads, shape, bytes, |b| bf16::from_le_bytes([b[0], b[1]])).map(Elements::Bf16),
+            Dtype::F16 => interleave(threads, shape, *bytes, |b| f16::from_le_bytes([b[0], b[1]])).map(Elements::F16),
+            Dtype::Bf16 => {
+                interleave(threads, shape, *bytes, |b| bf16::from_le_bytes([b[0], b[1]])).map(Elements::Bf16)
+            }
         };
         Ok(Self { n_out, n_in, members: members.iter().map(elements).collect::<Result<_>>()? })
     }
@@ -86,29 +91,38 @@ struct Group {
     first_row: usize,
 }
 
-/// Row-major bytes to groups.
-fn interleave<W: Weight + Default>(
+/// Row-major bytes to groups. A thread reads a group's rows, which checks them, and interleaves them while they stand in
+/// its cache; the whole matrix is in memory once.
+fn interleave<W: Weight + Zeroable>(
     threads: &Threads,
     [n_out, n_in]: [usize; 2],
-    bytes: &[u8],
+    bytes: &dyn MatrixBytes,
     read: impl Fn(&[u8]) -> W + Sync,
 ) -> Result<Vec<W>> {
-    let (n_groups, width) = (n_out.div_ceil(GROUP), n_in * GROUP);
-    let mut elements = Vec::new();
+    let (n_groups, width, row_bytes) = (n_out.div_ceil(GROUP), n_in * GROUP, n_in * size_of::<W>());
     let needed = (n_groups * width * size_of::<W>()) as u64;
-    let refused = |_| Error::Memory { what: "a weight matrix".into(), needed, limit: isize::MAX as u64 };
-    elements.try_reserve_exact(n_groups * width).map_err(refused)?;
-    elements.resize(n_groups * width, W::default());
-    let rows: Vec<&[u8]> = bytes.chunks_exact(n_in * size_of::<W>()).collect();
-    let mut groups: Vec<_> = elements.chunks_exact_mut(width).zip(rows.chunks(GROUP)).collect();
-    threads.share(&mut groups, |(group, rows)| {
-        for (lane, row) in rows.iter().enumerate() {
-            let place = W::place(lane);
-            for (k, element) in row.chunks_exact(size_of::<W>()).enumerate() {
-                group[k * GROUP + place] = read(element);
+    let refused = |()| Error::Memory { what: "a weight matrix".into(), needed, limit: isize::MAX as u64 };
+    // Zeroed by the system as it is first touched, by the thread that fills it.
+    let mut elements: Vec<W> = bytemuck::allocation::try_zeroed_vec(n_groups * width).map_err(refused)?;
+    let fill = |index: usize, group: &mut [W]| -> Result<()> {
+        let first = index * GROUP;
+        let mut rows = vec![0; (n_out - first).min(GROUP) * row_bytes];
+        bytes.copy_to(first * row_bytes, &mut rows)?;
+        for (index, strip) in group.chunks_mut(STRIP * GROUP).enumerate() {
+            let bytes = index * STRIP * size_of::<W>()..(index * STRIP + strip.len() / GROUP) * size_of::<W>();
+            for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
+                let place = W::place(lane);
+                for (k, element) in row[bytes.clone()].chunks_exact(size_of::<W>()).enumerate() {
+                    strip[k * GROUP + place] = read(element);
+                }
             }
         }
-    });
+        Ok(())
+    };
+    let mut groups: Vec<_> =
+        elements.chunks_exact_mut(width).enumerate().map(|(index, group)| (index, group, Ok(()))).collect();
+    threads.share(&mut groups, |(index, group, done)| *done = fill(*index, group));
+    groups.into_iter().try_for_each(|(_, _, done)| done)?;
     Ok(elements)
 }
 
@@ -126,15 +140,26 @@ pub(super) struct Output {
     pub(super) column: usize,
 }
 
-struct OneRow<'a, E, const N: usize>(&'a E, Output, [&'a [f32; GROUP]; N], &'a mut [f32]);
+/// The epilogue of a tile: the rows of a block from `first_row` on, as many as `n_rows`.
+struct Finish<'a, 'b, E, const N: usize> {
+    epilogue: &'a E,
+    at: Output,
+    sums: &'a [[[f32; GROUP]; MAX_TILE_ROWS]; N],
+    n_rows: usize,
+    first_row: usize,
+    block: &'a mut Block<'b, f32>,
+}
 
-impl<E: Epilogue<N>, const N: usize> Kernel for OneRow<'_, E, N> {
+impl<E: Epilogue<N>, const N: usize> Kernel for Finish<'_, '_, E, N> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        let OneRow(epilogue, at, sums, y) = self;
-        epilogue.run(at, sums, y);
+        let Finish { epilogue, at, sums, n_rows, first_row, block } = self;
+        for index in 0..n_rows {
+            let at = Output { row: at.row + index, ..at };
+            epilogue.run(at, sums.each_ref().map(|sums| &sums[index]), block.row(first_row + index));
+        }
     }
 }
 
@@ -165,10 +190,9 @@ pub(super) fn multiply<const N: usize>(
             for (w, sums) in w.iter().zip(&mut sums) {
                 w.multiply(isa, group, rows, [tile, n_tiles], &mut sums[..in_block.len()]);
             }
-            for (index, row) in in_block.enumerate() {
-                let at = Output { member, row: place.rows.start + row, column };
-                isa.run(OneRow(epilogue, at, sums.each_ref().map(|sums| &sums[index]), block.row(row)));
-            }
+            let at = Output { member, row: group.first_row, column };
+            let (sums, n_rows, first_row) = (&sums, in_block.len(), in_block.start);
+            isa.run(Finish { epilogue, at, sums, n_rows, first_row, block: &mut block });
         }
     });
 }

@@ -9,6 +9,7 @@ mod combine_sample;
 mod embed;
 mod matmul_add;
 mod matrix;
+pub mod memory;
 mod norm_add;
 mod norm_gate_up;
 mod norm_matmul;
@@ -29,6 +30,7 @@ use super::*;
 use crate::{Error, Result};
 use bytemuck::Pod;
 use std::cell::{Ref, RefCell, RefMut};
+use std::time::Instant;
 use threads::Threads;
 
 /// A CPU with its threads.
@@ -37,6 +39,8 @@ pub struct Cpu {
     isa: Isa,
     /// Rows that a matrix op is about to multiply: gathered, times the gain. Grows to the largest step and stays.
     scratch: RefCell<Vec<f32>>,
+    /// What attention's blocks gave, until they are folded.
+    partials: RefCell<Vec<f32>>,
 }
 
 /// Memory of the CPU. Ops borrow it: two uses that do not go together are a programmer's error and panic.
@@ -69,7 +73,53 @@ impl Cpu {
         if !isa.is_available() {
             return Err(Error::device("cpu", format!("{} is not available here", isa.name())));
         }
-        Ok(Self { threads: Threads::new(threads)?, isa, scratch: RefCell::default() })
+        Ok(Self { threads: Threads::new(threads)?, isa, scratch: RefCell::default(), partials: RefCell::default() })
+    }
+
+    /// Runs each task once, on any thread.
+    fn share<T: Send>(&self, tasks: &mut [T], run: impl Fn(&mut T) + Sync) {
+        self.threads.share(tasks, run);
+    }
+
+    fn crew(&self) -> Crew<'_> {
+        Crew::All(&self.threads)
+    }
+
+    /// Multiply-adds of f32 per second of all threads together, loading nothing: the best of `times` runs.
+    pub fn multiply_rate(&self, times: usize) -> f64 {
+        const STEPS: usize = 1 << 20;
+        let isa = self.isa;
+        let rate = |_| {
+            let mut counts = vec![0; self.threads.size()];
+            let start = Instant::now();
+            self.threads.share(&mut counts, |n| *n = isa.multiply_registers(STEPS));
+            counts.iter().sum::<usize>() as f64 / start.elapsed().as_secs_f64()
+        };
+        (0..times).map(rate).fold(0.0, f64::max)
+    }
+}
+
+/// Who runs the parts of something: all threads, or this one where the others have parts of something else.
+#[derive(Clone, Copy)]
+enum Crew<'a> {
+    All(&'a Threads),
+    One,
+}
+
+impl Crew<'_> {
+    fn size(self) -> usize {
+        match self {
+            Crew::All(threads) => threads.size(),
+            Crew::One => 1,
+        }
+    }
+
+    /// Runs each task once.
+    fn share<T: Send>(self, tasks: &mut [T], run: impl Fn(&mut T) + Sync) {
+        match self {
+            Crew::All(threads) => threads.share(tasks, run),
+            Crew::One => tasks.iter_mut().for_each(run),
+        }
     }
 }
 
@@ -113,6 +163,10 @@ impl Backend for Cpu {
         format!("cpu ({}, {} threads)", self.isa.name(), self.threads.size())
     }
 
+    fn free_memory(&self) -> Option<u64> {
+        memory::available()
+    }
+
     fn binding_limit(&self) -> u64 {
         isize::MAX as u64
     }
@@ -136,7 +190,7 @@ impl Backend for Cpu {
         Ok(buf.view::<u8>()[range].to_vec())
     }
 
-    fn matrix(&self, spec: MatrixSpec, members: &[&[u8]]) -> Result<Matrix> {
+    fn matrix(&self, spec: MatrixSpec, members: &[&dyn MatrixBytes]) -> Result<Matrix> {
         Matrix::new(&self.threads, spec, members)
     }
 
@@ -158,7 +212,7 @@ impl Backend for Cpu {
 
     fn embed(&self, pass: &mut Pass, op: Embed<'_, Self>) {
         pass.dispatches += 1;
-        embed::run(op);
+        embed::run(self, op);
     }
 
     fn norm_matmul(&self, pass: &mut Pass, op: NormMatmul<'_, Self>) {

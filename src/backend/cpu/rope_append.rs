@@ -40,8 +40,10 @@ fn append<T: Pod>(cpu: &Cpu, op: RopeAppend<'_, Cpu>, round: impl Fn(f32) -> T) 
             let eps = eps[member];
             let (heads, kv) = qkv[index * width..][..width].split_at_mut(q_width);
             let (k, v) = kv.split_at(kv_width);
-            // 1 exactly where beta is 0.
-            let q_factor = q_beta[member].mul_add(ln(1.0 + (position / q_length[member]) as f32), 1.0);
+            let q_factor = match q_beta[member] {
+                0.0 => 1.0,
+                beta => beta.mul_add(ln(1.0 + (position / q_length[member]) as f32), 1.0),
+            };
             cpu.isa.run(Turn { heads, head_dim, gain: q_gain.as_deref(), eps, angles, factor: q_factor });
             keys.copy_from_slice(k);
             let heads = &mut keys[..];

@@ -24,18 +24,6 @@ pub(super) fn n_logits(extents: &Buf) -> [usize; MAX_MEMBERS] {
     std::array::from_fn(|member| extents[member].n_logits as usize)
 }
 
-/// `sum of a[k] * b[k]` over whole lanes: both lengths are equal and a multiple of [`LANES`].
-#[inline(always)]
-pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0f32; LANES];
-    for (a, b) in a.chunks_exact(LANES).zip(b.chunks_exact(LANES)) {
-        for (sum, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
-            *sum = a.mul_add(*b, *sum);
-        }
-    }
-    fold(sums)
-}
-
 /// `1 / sqrt(mean(x^2) + eps)`.
 pub(super) struct InverseRms<'a> {
     pub(super) x: &'a [f32],
@@ -61,8 +49,9 @@ impl Kernel for InverseRms<'_> {
     }
 }
 
+/// Sums folded by halves.
 #[inline(always)]
-fn fold(mut sums: [f32; LANES]) -> f32 {
+pub(super) fn fold(mut sums: [f32; LANES]) -> f32 {
     let mut half = LANES / 2;
     while half > 0 {
         for i in 0..half {

@@ -1,10 +1,11 @@
-//! top-k, top-p and min-p without a sort: a prefix of the order (score, lowest id) is found by radix selection.
-//!
-//! Loops around e^t are plain loops: `for_each` and `collect` may stay functions of their own, which are not compiled
-//! for the instruction set of the caller.
+//! top-k, top-p and min-p without a sort of the row. What surely falls out is passed over by the best score of each
+//! chunk of ids; among the candidates left, the end of a prefix of the order (score, lowest id) is found by radix
+//! selection.
 
+use super::combine_sample::{CHUNK, PART};
+use super::simd::Kernel;
+use super::*;
 use crate::backend::math::{exp_nonpositive, mass, ordered_bits};
-use crate::backend::params::MAX_VOCAB;
 
 /// Bits of an id.
 const ID_BITS: u32 = 19;
@@ -14,8 +15,44 @@ const PLACE_BITS: u32 = 31 + ID_BITS;
 /// Bits told apart in one pass.
 const DIGIT_BITS: u32 = 11;
 const N_BINS: usize = 1 << DIGIT_BITS;
+/// What a threshold on e^t is lowered by in t: more than e^t, the logarithm and t are off by.
+const SLACK: f64 = 1e-4;
+
+/// A row of scores, of which `t = (score - best) * scale` counts; -inf is not there at all.
+#[derive(Clone, Copy)]
+pub(super) struct Scores<'a> {
+    pub(super) row: &'a [f32],
+    /// The best of each [`CHUNK`] of the row.
+    pub(super) tops: &'a [f32],
+    /// The best of the row, finite.
+    pub(super) best: f32,
+    /// Positive.
+    pub(super) scale: f32,
+}
+
+impl Scores<'_> {
+    #[inline(always)]
+    fn t(&self, score: f32) -> f32 {
+        (score - self.best) * self.scale
+    }
+}
+
+/// An id that may be kept, with `t <= 0`.
+#[derive(Clone, Copy)]
+pub(super) struct Candidate {
+    pub(super) id: u32,
+    pub(super) t: f32,
+}
+
+impl Candidate {
+    /// Place from best to worst: higher t first, ties by lowest id.
+    fn place(self) -> u64 {
+        u64::from(ordered_bits(0.0) - ordered_bits(self.t)) << ID_BITS | u64::from(self.id)
+    }
+}
 
 /// Which ids a distribution keeps. 0 switches a filter off.
+#[derive(Clone, Copy)]
 pub(super) struct Filters {
     pub(super) top_k: u32,
     /// p * 2^32.
@@ -24,19 +61,49 @@ pub(super) struct Filters {
 }
 
 impl Filters {
-    /// Puts -inf in place of every `t` that a filter drops. `t[id] <= 0`, the best is 0, -inf is not there at all.
-    #[inline(always)]
-    pub(super) fn apply(&self, t: &mut [f32]) {
-        if self.top_k > 0 && (self.top_k as usize) < t.len() {
-            keep_prefix(t, |_| 1, |total| total.min(self.top_k.into()));
+    /// Whether all ids are kept, of a row that has `n` at most.
+    pub(super) fn are_off(&self, n: usize) -> bool {
+        !self.cuts_at_k(n) && self.top_p == 0 && self.min_p == 0.0
+    }
+
+    fn cuts_at_k(&self, n: usize) -> bool {
+        self.top_k > 0 && (self.top_k as usize) < n
+    }
+
+    /// What is kept, in order of ids.
+    pub(super) fn keep(&self, scores: Scores, isa: Isa, crew: Crew) -> Vec<Candidate> {
+        let n = scores.row.len();
+        let total = (!self.cuts_at_k(n) && self.top_p > 0).then(|| total_mass(scores, isa, crew));
+        let least = match total {
+            _ if self.cuts_at_k(n) => self.least_of_k(scores),
+            Some(total) => {
+                // If every id lost as much, what is left would still hold the nucleus.
+                let loss = (total - nucleus(total, self.top_p)) / n as u64;
+                ((loss.max(1) as f64 * 2f64.powi(-36)).ln() - SLACK) as f32
+            }
+            None => (f64::from(self.min_p).ln() - SLACK) as f32,
+        };
+        let mut kept = candidates(scores, least, crew);
+        if self.cuts_at_k(n) {
+            let ones = vec![1; kept.len()];
+            keep_prefix(&mut kept, ones, |total| total.min(self.top_k.into()));
         }
         if self.top_p > 0 {
-            keep_prefix(t, mass, |total| nucleus(total, self.top_p));
+            let masses = isa.run(Masses(&kept));
+            keep_prefix(&mut kept, masses, |sum| nucleus(total.unwrap_or(sum), self.top_p));
         }
         if self.min_p > 0.0 {
-            for t in t.iter_mut() {
-                *t = if exp_nonpositive(*t) < self.min_p { f32::NEG_INFINITY } else { *t };
-            }
+            isa.run(KeepLikely(&mut kept, self.min_p));
+        }
+        kept
+    }
+
+    /// A `t` that k ids reach at least: so many chunks have one.
+    fn least_of_k(&self, scores: Scores) -> f32 {
+        let mut tops = scores.tops.to_vec();
+        match self.top_k as usize {
+            k if k <= tops.len() => scores.t(*tops.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1),
+            _ => f32::NEG_INFINITY,
         }
     }
 }
@@ -46,49 +113,104 @@ fn nucleus(total: u64, top_p: u32) -> u64 {
     (u128::from(total) * u128::from(top_p)).div_ceil(1 << 32) as u64
 }
 
-/// Place of (t, id) from best to worst: higher `t <= 0` first, ties by lowest id.
-#[inline(always)]
-fn place(t: f32, id: usize) -> u64 {
-    u64::from(ordered_bits(0.0) - ordered_bits(t)) << ID_BITS | id as u64
+/// The exact sum of all masses.
+fn total_mass(scores: Scores, isa: Isa, crew: Crew) -> u64 {
+    let mut parts: Vec<_> = scores.row.chunks(PART).map(|row| (row, 0)).collect();
+    crew.share(&mut parts, |(row, sum)| *sum = isa.run(MassOf(Scores { row, ..scores })));
+    parts.iter().map(|(_, sum)| sum).sum()
+}
+
+struct MassOf<'a>(Scores<'a>);
+
+impl Kernel for MassOf<'_> {
+    type Output = u64;
+
+    #[inline(always)]
+    fn run(self) -> u64 {
+        let mut sum = 0;
+        for &score in self.0.row {
+            sum += mass(self.0.t(score));
+        }
+        sum
+    }
+}
+
+/// All ids with a `t` of at least `least`, in order.
+fn candidates(scores: Scores, least: f32, crew: Crew) -> Vec<Candidate> {
+    let parts = scores.row.chunks(PART).zip(scores.tops.chunks(PART / CHUNK)).enumerate();
+    let mut parts: Vec<_> = parts.map(|(part, chunks)| (part * PART, chunks, Vec::new())).collect();
+    crew.share(&mut parts, |(first, (row, tops), found)| {
+        for (chunk, (row, top)) in row.chunks(CHUNK).zip(*tops).enumerate() {
+            if *top == f32::NEG_INFINITY || scores.t(*top) < least {
+                continue;
+            }
+            for (index, &score) in row.iter().enumerate() {
+                let t = scores.t(score);
+                if t >= least && score > f32::NEG_INFINITY {
+                    found.push(Candidate { id: (*first + chunk * CHUNK + index) as u32, t });
+                }
+            }
+        }
+    });
+    parts.into_iter().flat_map(|(_, _, found)| found).collect()
+}
+
+/// The mass of each candidate.
+struct Masses<'a>(&'a [Candidate]);
+
+impl Kernel for Masses<'_> {
+    type Output = Vec<u64>;
+
+    #[inline(always)]
+    fn run(self) -> Vec<u64> {
+        // Side by side, for vectors.
+        let t: Vec<f32> = self.0.iter().map(|candidate| candidate.t).collect();
+        let mut masses = vec![0; t.len()];
+        for (kept, &t) in masses.iter_mut().zip(&t) {
+            *kept = mass(t);
+        }
+        masses
+    }
+}
+
+/// min-p.
+struct KeepLikely<'a>(&'a mut Vec<Candidate>, f32);
+
+impl Kernel for KeepLikely<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let KeepLikely(kept, min_p) = self;
+        let mut n = 0;
+        for index in 0..kept.len() {
+            if exp_nonpositive(kept[index].t) >= min_p {
+                kept[n] = kept[index];
+                n += 1;
+            }
+        }
+        kept.truncate(n);
+    }
 }
 
 /// Keeps the shortest prefix whose weights reach `target(sum of all weights)`, which is at least 1.
-#[inline(always)]
-fn keep_prefix(t: &mut [f32], weight: impl Fn(f32) -> u64, target: impl FnOnce(u64) -> u64) {
-    let mut shift = PLACE_BITS - DIGIT_BITS;
-    let mut bins = [0; N_BINS];
-    for (id, &t) in present(t) {
-        bins[(place(t, id) >> shift) as usize] += weight(t);
-    }
-    let mut target = target(bins.iter().sum());
-    let bin = reach(&bins, &mut target);
-    let mut candidates: Vec<(u64, u64)> = Vec::new();
-    for (id, &t) in present(t) {
-        if (place(t, id) >> shift) as usize == bin {
-            candidates.push((place(t, id), weight(t)));
-        }
-    }
+fn keep_prefix(kept: &mut Vec<Candidate>, weights: Vec<u64>, target: impl FnOnce(u64) -> u64) {
+    let mut left: Vec<(u64, u64)> = kept.iter().map(|candidate| candidate.place()).zip(weights).collect();
+    let mut target = target(left.iter().map(|(_, weight)| weight).sum());
+    let mut shift = PLACE_BITS;
     // Places differ, so that the last digit leaves one.
-    while candidates.len() > 1 {
+    while left.len() > 1 {
         shift = shift.saturating_sub(DIGIT_BITS);
         let digit = |place: u64| (place >> shift) as usize % N_BINS;
-        bins.fill(0);
-        for &(place, weight) in &candidates {
+        let mut bins = [0; N_BINS];
+        for &(place, weight) in &left {
             bins[digit(place)] += weight;
         }
         let bin = reach(&bins, &mut target);
-        candidates.retain(|&(place, _)| digit(place) == bin);
+        left.retain(|&(place, _)| digit(place) == bin);
     }
-    let last = candidates[0].0;
-    for (id, t) in t.iter_mut().enumerate() {
-        if *t > f32::NEG_INFINITY && place(*t, id) > last {
-            *t = f32::NEG_INFINITY;
-        }
-    }
-}
-
-fn present(t: &[f32]) -> impl Iterator<Item = (usize, &f32)> {
-    t.iter().enumerate().filter(|(_, t)| **t > f32::NEG_INFINITY)
+    let last = left[0].0;
+    kept.retain(|candidate| candidate.place() <= last);
 }
 
 /// The bin in which the running sum reaches `target`, from which what stands before the bin is taken off.

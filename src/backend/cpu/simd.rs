@@ -5,6 +5,7 @@
 //! All unsafe code of the backend is here.
 #![allow(unsafe_code)] // SIMD intrinsics and calls of functions compiled for an instruction set.
 
+mod keys;
 mod tile;
 pub(super) mod work;
 
@@ -386,7 +387,7 @@ mod neon {
 
     /// Four lanes.
     #[derive(Clone, Copy)]
-    pub(super) struct Vector(float32x4_t);
+    pub(super) struct Vector(pub(super) float32x4_t);
 
     // SAFETY of the implementation: NEON is part of the target's base; the callers promise 4 elements.
     impl Lanes for Vector {

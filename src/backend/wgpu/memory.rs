@@ -2,7 +2,7 @@
 
 use super::device::Device;
 use super::{BLOCK_ROWS, IMAGE_WIDTH, MatrixForm};
-use crate::backend::MatrixSpec;
+use crate::backend::{MatrixBytes, MatrixSpec};
 use crate::{Error, Result};
 use bytemuck::{Pod, Zeroable};
 use std::ops::Range;
@@ -108,8 +108,11 @@ impl Image {
         };
         let create = || device.device.create_texture(&descriptor);
         let texture = device.allocated("weights", words.len() as u64, create)?;
-        let layout =
-            ::wgpu::TexelCopyBufferLayout { offset: 0, bytes_per_row: Some(Self::ROW_BYTES as u32), rows_per_image: None };
+        let layout = ::wgpu::TexelCopyBufferLayout {
+            offset: 0,
+            bytes_per_row: Some(Self::ROW_BYTES as u32),
+            rows_per_image: None,
+        };
         for (i, piece) in words.chunks(UPLOAD_BYTES).enumerate() {
             let mut target = texture.as_image_copy();
             target.origin.y = (i * UPLOAD_BYTES / Self::ROW_BYTES) as u32;
@@ -188,10 +191,9 @@ impl Matrix {
         dropped: &Dropped,
         (limit, form): (u64, MatrixForm),
         spec: MatrixSpec,
-        members: &[&[u8]],
+        members: &[&dyn MatrixBytes],
     ) -> Result<Self> {
         assert!(spec.n_cols.is_multiple_of(8), "rows are read eight elements at a time");
-        assert!(members.iter().all(|bytes| bytes.len() == spec.bytes()), "one whole matrix per member");
         let needed = (block_bytes(spec) * members.len()) as u64;
         if needed > limit {
             return Err(Error::Memory { what: "a block of weights".into(), needed, limit });
@@ -201,15 +203,18 @@ impl Matrix {
         for first in (0..spec.n_rows).step_by(step) {
             let rows = first..spec.n_rows.min(first + step);
             let mut words = Vec::with_capacity(rows.len().div_ceil(BLOCK_ROWS) * needed as usize);
-            members.iter().for_each(|data| push_blocks(&mut words, spec, rows.clone(), data));
-            parts.push((rows, match form {
-                MatrixForm::Buffers => {
-                    let buf = Buf::new(device, dropped, "weights", words.len() as u64)?;
-                    buf.upload(device, 0, &words)?;
-                    Words::Buffer(buf)
-                }
-                MatrixForm::Images => Words::Image(Image::new(device, dropped, words)?),
-            }));
+            members.iter().try_for_each(|data| push_blocks(&mut words, spec, rows.clone(), *data))?;
+            parts.push((
+                rows,
+                match form {
+                    MatrixForm::Buffers => {
+                        let buf = Buf::new(device, dropped, "weights", words.len() as u64)?;
+                        buf.upload(device, 0, &words)?;
+                        Words::Buffer(buf)
+                    }
+                    MatrixForm::Images => Words::Image(Image::new(device, dropped, words)?),
+                },
+            ));
         }
         Ok(Self { spec, n_members: members.len(), parts })
     }
@@ -241,20 +246,24 @@ fn block_bytes(spec: MatrixSpec) -> usize {
 }
 
 /// Appends `rows` of a row-major matrix block by block, each step by step, each row by row; zeros where it has none.
-fn push_blocks(words: &mut Vec<u8>, spec: MatrixSpec, rows: Range<usize>, data: &[u8]) {
+fn push_blocks(words: &mut Vec<u8>, spec: MatrixSpec, rows: Range<usize>, data: &dyn MatrixBytes) -> Result<()> {
     let row_bytes = spec.n_cols * spec.dtype.bytes();
     let step_bytes = STEP * spec.dtype.bytes();
+    let mut read = Vec::new();
     for block in rows.clone().step_by(BLOCK_ROWS) {
+        read.resize((rows.end - block).min(BLOCK_ROWS) * row_bytes, 0);
+        data.copy_to(block * row_bytes, &mut read)?;
         for step in (0..row_bytes).step_by(step_bytes) {
-            for row in block..block + BLOCK_ROWS {
+            for row in 0..BLOCK_ROWS {
                 let end = words.len() + step_bytes;
-                if row < rows.end {
-                    words.extend_from_slice(&data[row * row_bytes..][step..row_bytes.min(step + step_bytes)]);
+                if let Some(row) = read.get(row * row_bytes..(row + 1) * row_bytes) {
+                    words.extend_from_slice(&row[step..row_bytes.min(step + step_bytes)]);
                 }
                 words.resize(end, 0);
             }
         }
     }
+    Ok(())
 }
 
 fn part(common: Range<usize>, rows: &Range<usize>, second: Option<&Range<usize>>) -> Part {

@@ -136,6 +136,11 @@ impl Backend for Wgpu {
         format!("wgpu ({}, {})", self.device.adapter.name, self.device.adapter.backend)
     }
 
+    /// WebGPU does not tell. A software adapter's memory is the machine's.
+    fn free_memory(&self) -> Option<u64> {
+        if self.device.adapter.software { super::cpu::memory::available() } else { None }
+    }
+
     fn binding_limit(&self) -> u64 {
         self.binding_limit
     }
@@ -154,7 +159,7 @@ impl Backend for Wgpu {
         self.collect_bytes(receipt)
     }
 
-    fn matrix(&self, spec: MatrixSpec, members: &[&[u8]]) -> Result<Matrix> {
+    fn matrix(&self, spec: MatrixSpec, members: &[&dyn MatrixBytes]) -> Result<Matrix> {
         self.pipelines.forget(&self.dropped);
         let limit = match self.matrices {
             MatrixForm::Buffers => self.binding_limit,

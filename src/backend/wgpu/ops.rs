@@ -10,17 +10,17 @@ use bytemuck::bytes_of;
 const MATMUL_OUTPUTS: u32 = 32;
 /// The same of norm_gate_up: half, since it has two matrices.
 const GATE_UP_OUTPUTS: u32 = 16;
-/// Grid depth of ops without a matrix: a member that is not there has no rows.
-const MEMBERS: u32 = MAX_MEMBERS as u32;
 
 impl Wgpu {
     pub(super) fn record_embed(&self, pass: &mut Pass, op: Embed<'_, Self>) {
         let Embed { x, places, table, rows, slots, extents, n_rows, params } = op;
         check_rows(n_rows, params.cap);
         check_matrix(table, [table.spec.n_rows as u32, params.d_model]);
-        let constants = format!("const N_VOCAB = {}u;\n", table.spec.n_rows);
-        let mut variant = Variant { constants, parts: vec![Shared::Weights], ..Variant::default() };
-        variant.declare_weights("first", 2, table.spec.dtype, self.matrices);
+        let variant = Variant {
+            constants: vec![("N_VOCAB", Constant::Number(table.spec.n_rows as u32))],
+            weights: vec![self.weights("first", 2, table)],
+            parts: vec![Shared::Octet, Shared::Weights],
+        };
         for (part, table_part) in table.parts() {
             let buffers: [&dyn Bind; 6] = [x, places, table_part, rows, slots, extents];
             let grid = [n_rows, 1, table.n_members as u32];
@@ -46,18 +46,18 @@ impl Wgpu {
         let RopeAppend { qkv, plane, places, page_table, rotary, q_gain, k_gain, extents, n_rows, params } = op;
         check_rows(n_rows, params.cap);
         check_heads(params.n_heads, params.n_kv_heads, params.head_dim);
-        let constants = format!(
-            "const KV_DTYPE = {}u;\nconst HAS_ROTARY = {};\nconst HAS_Q_GAIN = {};\nconst HAS_K_GAIN = {};\n",
-            params.page.dtype,
-            rotary.is_some(),
-            q_gain.is_some(),
-            k_gain.is_some()
-        );
+        let constants = vec![
+            ("KV_DTYPE", Constant::Number(params.page.dtype)),
+            ("HAS_ROTARY", Constant::Flag(rotary.is_some())),
+            ("HAS_Q_GAIN", Constant::Flag(q_gain.is_some())),
+            ("HAS_K_GAIN", Constant::Flag(k_gain.is_some())),
+        ];
         let variant = Variant { constants, parts: vec![Shared::Page], ..Variant::default() };
         let [rotary, q_gain, k_gain] = [rotary, q_gain, k_gain].map(|buf| buf.unwrap_or(&self.nothing));
         let buffers: [&dyn Bind; 8] = [qkv, plane, places, page_table, rotary, q_gain, k_gain, extents];
         let heads_of_q_and_k = if params.wide_norm == 0 { params.n_heads + params.n_kv_heads } else { 2 };
-        let grid = [heads_of_q_and_k + params.n_kv_heads, n_rows, MEMBERS];
+        let grid =
+            [heads_of_q_and_k + params.n_kv_heads, n_rows, members(places.bytes() / size_of::<Place>(), params.cap)];
         self.dispatch(pass, &ROPE_APPEND, &variant, &buffers, &[bytes_of(&params)], grid);
     }
 
@@ -65,10 +65,15 @@ impl Wgpu {
         let Attention { y, qkv, plane, places, page_table, extents, n_rows, params } = op;
         check_rows(n_rows, params.cap);
         check_heads(params.n_heads, params.n_kv_heads, params.head_dim);
-        let constants = format!("const KV_DTYPE = {}u;\n", params.page.dtype);
-        let variant = Variant { constants, parts: vec![Shared::Page], ..Variant::default() };
+        let constants =
+            vec![("KV_DTYPE", Constant::Number(params.page.dtype)), ("HEAD_DIM", Constant::Number(params.head_dim))];
+        let is_wide = params.head_dim.is_multiple_of(8) && params.page.page_words.is_multiple_of(4);
+        let head = if is_wide { Shared::HeadWide } else { Shared::HeadNarrow };
+        let exchange = if self.subgroups { Shared::EightSubgroup } else { Shared::EightPlain };
+        let parts = vec![Shared::Octet, Shared::Page, Shared::Eight, exchange, head];
+        let variant = Variant { constants, parts, ..Variant::default() };
         let buffers: [&dyn Bind; 6] = [y, qkv, plane, places, page_table, extents];
-        let grid = [params.n_heads, n_rows, MEMBERS];
+        let grid = [params.n_heads, n_rows, members(places.bytes() / size_of::<Place>(), params.cap)];
         self.dispatch(pass, &ATTENTION, &variant, &buffers, &[bytes_of(&params)], grid);
     }
 
@@ -89,7 +94,7 @@ impl Wgpu {
     pub(super) fn record_norm_add(&self, pass: &mut Pass, op: NormAdd<'_, Self>) {
         let NormAdd { x, y, gain, extents, n_rows, params } = op;
         check_rows(n_rows, params.cap);
-        let grid = [n_rows, 1, MEMBERS];
+        let grid = [n_rows, 1, members(y.bytes() / size_of::<f32>() / params.d_model as usize, params.cap)];
         self.dispatch(pass, &NORM_ADD, &Variant::default(), &[x, y, gain, extents], &[bytes_of(&params)], grid);
     }
 
@@ -109,7 +114,10 @@ impl Wgpu {
     pub(super) fn record_combine_sample(&self, pass: &mut Pass, op: CombineSample<'_, Self>) {
         let CombineSample { slots, scores, counts, base, expert, anti, samples, constraints, n_samples, params } = op;
         let buffers: [&dyn Bind; 8] = [slots, scores, counts, base, expert, anti, samples, constraints];
-        let variant = Variant { parts: vec![Shared::Best, Shared::U64, Shared::Select], ..Variant::default() };
+        let is_wide = params.strides.iter().all(|stride| stride.is_multiple_of(4));
+        let logits = if is_wide { Shared::LogitsWide } else { Shared::LogitsNarrow };
+        let parts = vec![logits, Shared::Best, Shared::U64, Shared::Select];
+        let variant = Variant { parts, ..Variant::default() };
         self.dispatch(pass, &COMBINE_SAMPLE, &variant, &buffers, &[bytes_of(&params)], [n_samples, 1, 1]);
     }
 
@@ -121,21 +129,33 @@ impl Wgpu {
     }
 
     /// The form of a matrix op for `n_rows` rows of one matrix or two, and how many tiles the rows make.
-    fn matmul_variant(&self, n_rows: u32, first: &Matrix, second: Option<&Matrix>, has: &[(&str, bool)]) -> (Variant, u32) {
+    fn matmul_variant(
+        &self,
+        n_rows: u32,
+        first: &Matrix,
+        second: Option<&Matrix>,
+        has: &[(&'static str, bool)],
+    ) -> (Variant, u32) {
         let (tile, rows) = if n_rows == 1 { (1, Shared::Rows1) } else { (4, Shared::Rows4) };
         let outputs = match self.matrices {
             MatrixForm::Buffers => Shared::Outputs4,
             MatrixForm::Images => Shared::Outputs16,
         };
         let exchange = if self.subgroups { Shared::ExchangeSubgroup } else { Shared::ExchangePlain };
-        let mut variant = Variant {
-            parts: vec![Shared::Weights, rows, outputs, exchange, Shared::Matmul],
-            ..Variant::default()
-        };
-        variant.declare_flags(has);
-        variant.declare_weights("first", 1, first.spec.dtype, self.matrices);
-        variant.declare_second(second.map(|second| (2, second.spec.dtype)), self.matrices);
+        let mut constants: Vec<_> = has.iter().map(|&(name, value)| (name, Constant::Flag(value))).collect();
+        constants.push(("HAS_SECOND", Constant::Flag(second.is_some())));
+        let mut weights = vec![self.weights("first", 1, first)];
+        weights.extend(second.map(|second| self.weights("second", 2, second)));
+        let mut parts = vec![Shared::Octet, Shared::Weights, rows, outputs, exchange, Shared::Matmul];
+        if second.is_none() {
+            parts.push(Shared::OneMatrix);
+        }
+        let variant = Variant { constants, weights, parts };
         (variant, n_rows.div_ceil(tile))
+    }
+
+    fn weights(&self, name: &'static str, binding: usize, matrix: &Matrix) -> Weights {
+        Weights { name, binding, dtype: matrix.spec.dtype, form: self.matrices }
     }
 
     fn dispatch(
@@ -154,6 +174,12 @@ impl Wgpu {
         let launch = Launch { stem, variant: variant.clone(), bound, uniforms, grid };
         pass.dispatches.push(self.pipelines.prepare(&self.device, launch));
     }
+}
+
+/// Members of an op without a matrix, from the rows that its buffers have. A driver that runs shaders on the CPU spends
+/// as much on a workgroup that has nothing to do as on another.
+fn members(n_rows: usize, cap: u32) -> u32 {
+    (n_rows as u32 / cap.max(1)).clamp(1, MAX_MEMBERS as u32)
 }
 
 // The CPU finds these out where it takes slices; a shader would read and write past its rows.

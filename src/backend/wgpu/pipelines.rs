@@ -51,10 +51,14 @@ const COMMON: [&str; 2] = [shader!("common"), shader!("parts/math")];
 pub(super) enum Shared {
     /// Where tokens stand in pages.
     Page,
-    /// Where weights stand, and their unpacking.
+    /// Eight elements, and their unpacking.
+    Octet,
+    /// Where weights stand.
     Weights,
     /// The canonical sum of the matrix ops.
     Matmul,
+    /// Of ops with one matrix.
+    OneMatrix,
     /// One row at a time.
     Rows1,
     /// Four rows for each load of weights.
@@ -67,8 +71,22 @@ pub(super) enum Shared {
     ExchangePlain,
     /// Lanes exchange their sums by subgroup shuffles.
     ExchangeSubgroup,
+    /// What eight lanes give each other.
+    Eight,
+    /// Through workgroup memory.
+    EightPlain,
+    /// By subgroup shuffles.
+    EightSubgroup,
+    /// Octets of a head whose width is a multiple of eight.
+    HeadWide,
+    /// Octets of any other head.
+    HeadNarrow,
     /// A workgroup that shares a row of scores.
     Best,
+    /// Rows of logits at multiples of four.
+    LogitsWide,
+    /// Rows of logits anywhere.
+    LogitsNarrow,
     /// Exact sums, and random numbers.
     U64,
     /// Filters by radix selection.
@@ -79,73 +97,94 @@ impl Shared {
     fn source(self) -> &'static str {
         match self {
             Shared::Page => shader!("parts/page"),
+            Shared::Octet => shader!("parts/octet"),
             Shared::Weights => shader!("parts/weights"),
             Shared::Matmul => shader!("parts/matmul"),
+            Shared::OneMatrix => shader!("parts/one_matrix"),
             Shared::Rows1 => shader!("parts/rows_1"),
             Shared::Rows4 => shader!("parts/rows_4"),
             Shared::Outputs4 => shader!("parts/outputs_4"),
             Shared::Outputs16 => shader!("parts/outputs_16"),
             Shared::ExchangePlain => shader!("parts/exchange_plain"),
             Shared::ExchangeSubgroup => shader!("parts/exchange_subgroup"),
+            Shared::Eight => shader!("parts/eight"),
+            Shared::EightPlain => shader!("parts/eight_plain"),
+            Shared::EightSubgroup => shader!("parts/eight_subgroup"),
+            Shared::HeadWide => shader!("parts/head_wide"),
+            Shared::HeadNarrow => shader!("parts/head_narrow"),
             Shared::Best => shader!("parts/best"),
+            Shared::LogitsWide => shader!("parts/logits_wide"),
+            Shared::LogitsNarrow => shader!("parts/logits_narrow"),
             Shared::U64 => shader!("parts/u64"),
             Shared::Select => shader!("parts/select"),
         }
     }
 }
 
-/// One form of an op's shader.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct Variant {
-    /// `const` lines, and declarations of weights.
-    pub(super) constants: String,
-    /// Bindings that are images.
-    pub(super) images: Vec<usize>,
-    /// Shared parts, before the op's own source.
-    pub(super) parts: Vec<Shared>,
+/// A `const` of a shader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Constant {
+    Flag(bool),
+    Number(u32),
 }
 
-impl Variant {
-    /// Declares the weights at `binding` as `name` ("first" or "second") for the parts that read them.
-    pub(super) fn declare_weights(&mut self, name: &str, binding: usize, dtype: Dtype, form: MatrixForm) {
+/// Weights that a shader reads as `first_word(i)` or `second_word(i)`, declared in front of its parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Weights {
+    /// `first` or `second`.
+    pub(super) name: &'static str,
+    pub(super) binding: usize,
+    pub(super) dtype: Dtype,
+    pub(super) form: MatrixForm,
+}
+
+impl Weights {
+    fn source(&self) -> String {
+        let Self { name, binding, dtype, form } = self;
         let (declaration, word) = match form {
-            MatrixForm::Buffers => (format!("var<storage, read> {name}_buffer: array<vec4<u32>>"), format!("{name}_buffer[i]")),
+            MatrixForm::Buffers => {
+                (format!("var<storage, read> {name}_buffer: array<vec4<u32>>"), format!("{name}_buffer[i]"))
+            }
             MatrixForm::Images => (
                 format!("var {name}_image: texture_storage_2d<rgba32uint, read>"),
                 format!("textureLoad({name}_image, vec2<u32>(i % IMAGE_WIDTH, i / IMAGE_WIDTH))"),
             ),
         };
-        if form == MatrixForm::Images {
-            self.images.push(binding);
-        }
-        self.constants += &format!(
+        format!(
             "const {}_DTYPE = {}u;\n@group(0) @binding({binding}) {declaration};\n\
              fn {name}_word(i: u32) -> vec4<u32> {{ return {word}; }}\n",
             name.to_uppercase(),
-            dtype as u32
-        );
+            *dtype as u32
+        )
     }
+}
 
-    /// Declares the second matrix of an op, or that there is none: the first then stands for it.
-    pub(super) fn declare_second(&mut self, second: Option<(usize, Dtype)>, form: MatrixForm) {
-        self.declare_flags(&[("HAS_SECOND", second.is_some())]);
-        match second {
-            Some((binding, dtype)) => self.declare_weights("second", binding, dtype, form),
-            None => {
-                self.constants += "const SECOND_DTYPE = FIRST_DTYPE;\n\
-                                   fn second_word(i: u32) -> vec4<u32> { return first_word(i); }\n";
-            }
-        }
-    }
+/// One form of an op's shader. A step names each of its forms, so this is cheap to make; text comes of it once.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Variant {
+    pub(super) constants: Vec<(&'static str, Constant)>,
+    pub(super) weights: Vec<Weights>,
+    /// Shared parts, before the op's own source.
+    pub(super) parts: Vec<Shared>,
+}
 
-    /// Declares what an op has and has not.
-    pub(super) fn declare_flags(&mut self, flags: &[(&str, bool)]) {
-        self.constants.extend(flags.iter().map(|(name, value)| format!("const {name} = {value};\n")));
+impl Variant {
+    /// Bindings that are images.
+    pub(super) fn images(&self) -> Vec<usize> {
+        let images = self.weights.iter().filter(|weights| weights.form == MatrixForm::Images);
+        images.map(|weights| weights.binding).collect()
     }
 
     /// The whole text of the shader module.
     pub(super) fn source(&self, stem: &Stem) -> String {
-        let mut source = constants::lines() + &self.constants;
+        let mut source = constants::lines();
+        for (name, value) in &self.constants {
+            source += &match value {
+                Constant::Flag(value) => format!("const {name} = {value};\n"),
+                Constant::Number(value) => format!("const {name} = {value}u;\n"),
+            };
+        }
+        self.weights.iter().for_each(|weights| source += &weights.source());
         COMMON.into_iter().chain(self.parts.iter().map(|part| part.source())).for_each(|part| source += part);
         source + stem.source
     }
@@ -175,11 +214,13 @@ pub(super) struct Dispatch {
 #[derive(Default)]
 pub(super) struct Pipelines {
     layouts: RefCell<HashMap<(&'static str, Vec<usize>), ::wgpu::BindGroupLayout>>,
-    pipelines: RefCell<HashMap<(&'static str, Variant), ::wgpu::ComputePipeline>>,
+    pipelines: RefCell<HashMap<(&'static str, Variant), Pipeline>>,
     uniforms: RefCell<HashMap<Vec<u8>, ::wgpu::Buffer>>,
     bind_groups: RefCell<HashMap<BindKey, ::wgpu::BindGroup>>,
 }
 
+/// A pipeline and the layout of its bindings.
+type Pipeline = (::wgpu::ComputePipeline, ::wgpu::BindGroupLayout);
 type BindKey = (&'static str, Vec<Bound>);
 
 impl Pipelines {
@@ -187,13 +228,10 @@ impl Pipelines {
         let Launch { stem, variant, mut bound, uniforms, grid } = launch;
         assert_eq!([bound.len(), uniforms.len()], [stem.outputs + stem.inputs, stem.uniforms], "{}", stem.name);
         assert!(grid.iter().all(|&n| n <= MAX_GRID), "{}: a grid of {grid:?}", stem.name);
-        let mut layouts = self.layouts.borrow_mut();
-        let layout = layouts.entry((stem.name, variant.images.clone()));
-        let layout = layout.or_insert_with_key(|(_, images)| make_layout(device, stem, images)).clone();
         let mut pipelines = self.pipelines.borrow_mut();
-        let pipeline = pipelines
+        let (pipeline, layout) = pipelines
             .entry((stem.name, variant))
-            .or_insert_with_key(|(_, variant)| make_pipeline(device, stem, variant, &layout))
+            .or_insert_with_key(|(_, variant)| self.make_pipeline(device, stem, variant))
             .clone();
         bound.extend(uniforms.iter().map(|bytes| Bound::Buffer(self.uniform(device, bytes))));
         let mut bind_groups = self.bind_groups.borrow_mut();
@@ -202,6 +240,30 @@ impl Pipelines {
             .or_insert_with_key(|(name, bound)| make_bind_group(device, name, &layout, bound))
             .clone();
         Dispatch { pipeline, bind_group, grid }
+    }
+
+    fn make_pipeline(&self, device: &Device, stem: &Stem, variant: &Variant) -> Pipeline {
+        let mut layouts = self.layouts.borrow_mut();
+        let layout = layouts.entry((stem.name, variant.images()));
+        let bindings = layout.or_insert_with_key(|(_, images)| make_layout(device, stem, images)).clone();
+        let label = Some(stem.name);
+        let source = ::wgpu::ShaderSource::Wgsl(variant.source(stem).into());
+        let module = device.device.create_shader_module(::wgpu::ShaderModuleDescriptor { label, source });
+        let layouts = [Some(&bindings)];
+        let descriptor = ::wgpu::PipelineLayoutDescriptor { label, bind_group_layouts: &layouts, ..Default::default() };
+        let layout = device.device.create_pipeline_layout(&descriptor);
+        // Every shader writes its workgroup memory before it reads it.
+        let compilation_options =
+            ::wgpu::PipelineCompilationOptions { zero_initialize_workgroup_memory: false, ..Default::default() };
+        let pipeline = device.device.create_compute_pipeline(&::wgpu::ComputePipelineDescriptor {
+            label,
+            layout: Some(&layout),
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options,
+            cache: None,
+        });
+        (pipeline, bindings)
     }
 
     /// Lets go of buffers whose owners have dropped them.
@@ -252,31 +314,6 @@ fn make_layout(device: &Device, stem: &Stem, images: &[usize]) -> ::wgpu::BindGr
     device.device.create_bind_group_layout(&descriptor)
 }
 
-fn make_pipeline(
-    device: &Device,
-    stem: &Stem,
-    variant: &Variant,
-    layout: &::wgpu::BindGroupLayout,
-) -> ::wgpu::ComputePipeline {
-    let label = Some(stem.name);
-    let source = ::wgpu::ShaderSource::Wgsl(variant.source(stem).into());
-    let module = device.device.create_shader_module(::wgpu::ShaderModuleDescriptor { label, source });
-    let layouts = [Some(layout)];
-    let descriptor = ::wgpu::PipelineLayoutDescriptor { label, bind_group_layouts: &layouts, ..Default::default() };
-    let layout = device.device.create_pipeline_layout(&descriptor);
-    // Every shader writes its workgroup memory before it reads it.
-    let compilation_options =
-        ::wgpu::PipelineCompilationOptions { zero_initialize_workgroup_memory: false, ..Default::default() };
-    device.device.create_compute_pipeline(&::wgpu::ComputePipelineDescriptor {
-        label,
-        layout: Some(&layout),
-        module: &module,
-        entry_point: Some("main"),
-        compilation_options,
-        cache: None,
-    })
-}
-
 fn make_bind_group(
     device: &Device,
     label: &str,
@@ -284,8 +321,7 @@ fn make_bind_group(
     bound: &[Bound],
 ) -> ::wgpu::BindGroup {
     let numbered = (0..).zip(bound);
-    let entries: Vec<_> = numbered
-        .map(|(binding, bound)| ::wgpu::BindGroupEntry { binding, resource: bound.resource() })
-        .collect();
+    let entries: Vec<_> =
+        numbered.map(|(binding, bound)| ::wgpu::BindGroupEntry { binding, resource: bound.resource() }).collect();
     device.device.create_bind_group(&::wgpu::BindGroupDescriptor { label: Some(label), layout, entries: &entries })
 }

@@ -1,8 +1,8 @@
 //! Every form of every shader is valid WGSL with the bindings that its table line says, and its structs have the sizes
 //! and offsets of the Rust ones. Needs no device.
 
-use super::memory::Part;
 use super::MatrixForm;
+use super::memory::Part;
 use super::pipelines::*;
 use crate::backend::Dtype;
 use crate::backend::params::*;
@@ -50,59 +50,82 @@ const FORMS: [MatrixForm; 2] = [MatrixForm::Buffers, MatrixForm::Images];
 /// A type beside each: gate and up may differ.
 const SECOND_DTYPES: [Dtype; 3] = [Dtype::F16, Dtype::Bf16, Dtype::F32];
 
+type Constants = Vec<(&'static str, Constant)>;
+
+/// All settings of `names`, each after `constants`.
+fn flags(constants: Constants, names: &[&'static str]) -> Vec<Constants> {
+    let mut forms = vec![constants];
+    for name in names {
+        let with = |value: bool| forms.iter().map(move |form| [&form[..], &[(*name, Constant::Flag(value))]].concat());
+        forms = with(false).chain(with(true)).collect();
+    }
+    forms
+}
+
 /// Every form of an op's shader.
 fn variants(stem: &Stem) -> Vec<Variant> {
     let mut variants = Vec::new();
     for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
-        let flags = |constants: String, names: &[&str]| {
-            let mut forms = vec![constants];
-            for name in names {
-                let with = |value: bool| forms.iter().map(move |form| format!("{form}const {name} = {value};\n"));
-                forms = with(false).chain(with(true)).collect();
-            }
-            forms
-        };
+        let kv_dtype = ("KV_DTYPE", Constant::Number(dtype as u32));
         match stem.name {
-            "embed" => {
-                for form in FORMS {
-                    let mut variant = Variant { parts: vec![Shared::Weights], ..Variant::default() };
-                    variant.constants += "const N_VOCAB = 5u;\n";
-                    variant.declare_weights("first", 2, dtype, form);
-                    variants.push(variant);
+            "embed" => variants.extend(FORMS.map(|form| Variant {
+                constants: vec![("N_VOCAB", Constant::Number(5))],
+                weights: vec![Weights { name: "first", binding: 2, dtype, form }],
+                parts: vec![Shared::Octet, Shared::Weights],
+            })),
+            "rope_append" => {
+                for constants in flags(vec![kv_dtype], &["HAS_ROTARY", "HAS_Q_GAIN", "HAS_K_GAIN"]) {
+                    variants.push(Variant { constants, parts: vec![Shared::Page], ..Variant::default() });
                 }
             }
-            "rope_append" | "attention" => {
-                let names: &[&str] =
-                    if stem.name == "attention" { &[] } else { &["HAS_ROTARY", "HAS_Q_GAIN", "HAS_K_GAIN"] };
-                for constants in flags(format!("const KV_DTYPE = {}u;\n", dtype as u32), names) {
-                    variants.push(Variant { constants, parts: vec![Shared::Page], images: Vec::new() });
-                }
-            }
-            "norm_matmul" | "matmul_add" | "norm_gate_up" => {
-                let second = (stem.name == "norm_gate_up").then_some((2, SECOND_DTYPES[dtype as usize]));
-                for constants in flags(String::new(), &["HAS_GAIN", "HAS_BIAS", "HAS_GATHER"]) {
-                    for (form, outputs) in FORMS.into_iter().zip([Shared::Outputs4, Shared::Outputs16]) {
-                        for rows in [Shared::Rows1, Shared::Rows4] {
-                            for exchange in [Shared::ExchangePlain, Shared::ExchangeSubgroup] {
-                                let parts = vec![Shared::Weights, rows, outputs, exchange, Shared::Matmul];
-                                let mut variant = Variant { constants: constants.clone(), parts, images: Vec::new() };
-                                variant.declare_weights("first", 1, dtype, form);
-                                variant.declare_second(second, form);
-                                variants.push(variant);
-                            }
-                        }
+            "attention" => {
+                for (head, widths) in [(Shared::HeadWide, [8, 80, 256]), (Shared::HeadNarrow, [2, 100, 254])] {
+                    for (width, exchange) in
+                        widths.into_iter().flat_map(|n| [(n, Shared::EightPlain), (n, Shared::EightSubgroup)])
+                    {
+                        let constants = vec![kv_dtype, ("HEAD_DIM", Constant::Number(width))];
+                        let parts = vec![Shared::Octet, Shared::Page, Shared::Eight, exchange, head];
+                        variants.push(Variant { constants, parts, ..Variant::default() });
                     }
                 }
             }
-            "combine_sample" | "record" => {
-                let parts = if stem.name == "record" {
-                    vec![Shared::Best]
-                } else {
-                    vec![Shared::Best, Shared::U64, Shared::Select]
-                };
-                variants.push(Variant { parts, ..Variant::default() });
+            "norm_matmul" | "matmul_add" | "norm_gate_up" => variants.extend(matmul_variants(stem.name, dtype)),
+            "combine_sample" => {
+                for logits in [Shared::LogitsWide, Shared::LogitsNarrow] {
+                    let parts = vec![logits, Shared::Best, Shared::U64, Shared::Select];
+                    variants.push(Variant { parts, ..Variant::default() });
+                }
             }
+            "record" => variants.push(Variant { parts: vec![Shared::Best], ..Variant::default() }),
             _ => variants.push(Variant::default()),
+        }
+    }
+    variants
+}
+
+fn matmul_variants(name: &str, dtype: Dtype) -> Vec<Variant> {
+    let mut variants = Vec::new();
+    let has_second = name == "norm_gate_up";
+    let constants = vec![("HAS_SECOND", Constant::Flag(has_second))];
+    for constants in flags(constants, &["HAS_GAIN", "HAS_BIAS", "HAS_GATHER"]) {
+        for (form, outputs) in FORMS.into_iter().zip([Shared::Outputs4, Shared::Outputs16]) {
+            for rows in [Shared::Rows1, Shared::Rows4] {
+                for exchange in [Shared::ExchangePlain, Shared::ExchangeSubgroup] {
+                    let mut weights = vec![Weights { name: "first", binding: 1, dtype, form }];
+                    let mut parts = vec![Shared::Octet, Shared::Weights, rows, outputs, exchange, Shared::Matmul];
+                    if has_second {
+                        weights.push(Weights {
+                            name: "second",
+                            binding: 2,
+                            dtype: SECOND_DTYPES[dtype as usize],
+                            form,
+                        });
+                    } else {
+                        parts.push(Shared::OneMatrix);
+                    }
+                    variants.push(Variant { constants: constants.clone(), weights, parts });
+                }
+            }
         }
     }
     variants
@@ -111,14 +134,14 @@ fn variants(stem: &Stem) -> Vec<Variant> {
 fn parsed(stem: &Stem, variant: &Variant) -> Module {
     let source = variant.source(stem);
     let module = wgsl::parse_str(&source)
-        .unwrap_or_else(|error| panic!("{} {}: {}", stem.name, variant.constants, error.emit_to_string(&source)));
+        .unwrap_or_else(|error| panic!("{} {:?}: {}", stem.name, variant, error.emit_to_string(&source)));
     let capabilities = Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     let mut validator = Validator::new(ValidationFlags::all(), capabilities);
     validator
         .subgroup_stages(::wgpu::naga::valid::ShaderStages::COMPUTE)
         .subgroup_operations(::wgpu::naga::valid::SubgroupOperationSet::all());
     let checked = validator.validate(&module);
-    checked.unwrap_or_else(|error| panic!("{} {}: {}", stem.name, variant.constants, error.emit_to_string(&source)));
+    checked.unwrap_or_else(|error| panic!("{} {:?}: {}", stem.name, variant, error.emit_to_string(&source)));
     module
 }
 
@@ -126,7 +149,7 @@ fn parsed(stem: &Stem, variant: &Variant) -> Module {
 fn every_form_is_valid_and_binds_what_its_line_says() {
     for stem in STEMS {
         for variant in variants(stem) {
-            let module = parsed(stem, &variant);
+            let (module, images) = (parsed(stem, &variant), variant.images());
             let mut bindings: Vec<_> = module
                 .global_variables
                 .iter()
@@ -139,7 +162,8 @@ fn every_form_is_valid_and_binds_what_its_line_says() {
                 vec![storage(StorageAccess::LOAD); stem.inputs],
                 vec![AddressSpace::Uniform; stem.uniforms],
             ];
-            let kind = |(binding, space)| (binding, if variant.images.contains(&binding) { AddressSpace::Handle } else { space });
+            let kind =
+                |(binding, space)| (binding, if images.contains(&binding) { AddressSpace::Handle } else { space });
             let wanted: Vec<_> = wanted.concat().into_iter().enumerate().map(kind).collect();
             assert_eq!(bindings, wanted, "{}", stem.name);
             assert!(stem.outputs + stem.inputs <= 8, "{} binds more than 8 storage buffers", stem.name);

@@ -63,8 +63,7 @@ impl RepoCache {
         }
         let path = self.reference(revision);
         make_parent(&path)?;
-        // Renamed into place, so that nobody reads half of it.
-        let new = path.with_added_extension(format!("{}.tmp", std::process::id()));
+        let new = beside(&path);
         fs::write(&new, commit)?;
         fs::rename(&new, &path)
     }
@@ -77,12 +76,10 @@ impl RepoCache {
     pub(super) fn link(&self, commit: &str, file: &str, hash: &str) -> io::Result<()> {
         let path = self.snapshot(commit).join(file);
         make_parent(&path)?;
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
         let target: PathBuf = ["..", "..", "blobs", hash].iter().collect();
-        link_or_move(&target, &path, &self.blob(hash))
+        let new = beside(&path);
+        link_or_move(&target, &new, &self.blob(hash))?;
+        fs::rename(&new, &path)
     }
 
     /// Waits until no other process writes the blob of `hash`; `waits` is called if one does.
@@ -105,6 +102,13 @@ impl RepoCache {
 
 fn make_parent(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), fs::create_dir_all)
+}
+
+/// Where something is made that is then renamed to `path`: nobody finds half of it, or nothing for a moment.
+fn beside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}.tmp", std::process::id()));
+    name.into()
 }
 
 #[cfg(unix)]

@@ -6,10 +6,13 @@ mod report;
 
 use super::args::{BenchArgs, Setting};
 use super::interrupt::Watch;
+use super::loading;
 use super::output::{self, Stdout};
 use crate::backend::cpu::ReadRate;
 use crate::backend::wgpu;
+use crate::checkpoint::Checkpoint;
 use crate::engine::event::Event;
+use crate::engine::plan::{machine_bytes, too_little};
 use crate::engine::request::{Request, Sampling};
 use crate::engine::trio::Trio;
 use crate::engine::worker::{DEFAULT_PREFILL_ROWS, EngineOptions, Handle};
@@ -36,16 +39,19 @@ const SETTINGS: [Setting; 7] = [
 ];
 
 pub(super) fn run(args: &BenchArgs) -> Result<()> {
-    let trio = Arc::new(Trio::open(&args.models.sources()?, &args.models.models.id_policy)?);
-    if trio.checkpoints().len() < 3 {
+    let (checkpoints, member_of_role) = args.models.checkpoints()?;
+    if checkpoints.len() < 3 {
         return Err(Error::argument("expert", "a bench needs three different models: equal ones are computed once"));
     }
-    let settings = settings_that_fit(args, &trio)?;
+    let checkpoints: Vec<&Checkpoint> = checkpoints.iter().collect();
+    let settings = settings_that_fit(args, &checkpoints)?;
     let options = options(args, &settings);
+    refuse_what_does_not_fit(&checkpoints, member_of_role, &options)?;
+    let trio = args.models.open_trio()?;
     let bench = Bench {
         n_runs: args.runs.map_or(if args.quick { QUICK_RUNS } else { RUNS }, usize::from),
         floor: Floor::new(&trio, options.kv_cache_dtype),
-        engine: Handle::start(trio.clone(), options)?,
+        engine: loading::start(&trio, options)?,
         read_rate: ReadRate::new(args.device.threads.map(usize::from)),
         trio,
     };
@@ -64,15 +70,30 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
     if args.json { out.json(&report) } else { out.line(&report.ending()) }
 }
 
+/// Here nothing may wait for memory: a batch that ran in parts would be a false figure.
+fn refuse_what_does_not_fit(
+    checkpoints: &[&Checkpoint],
+    member_of_role: [usize; 3],
+    options: &EngineOptions,
+) -> Result<()> {
+    let room = options.room()?;
+    let mut bytes = machine_bytes(checkpoints, member_of_role, options, &room)?;
+    bytes.workspace += ReadRate::bytes() as u64;
+    match room.memory {
+        Some(memory) if bytes.total() > memory => Err(too_little(bytes, "the largest setting", memory)),
+        _ => Ok(()),
+    }
+}
+
 /// The settings asked for, without those that are longer than the models' positions.
-fn settings_that_fit(args: &BenchArgs, trio: &Trio) -> Result<Vec<Setting>> {
+fn settings_that_fit(args: &BenchArgs, checkpoints: &[&Checkpoint]) -> Result<Vec<Setting>> {
     let mut settings = match (&args.setting[..], args.quick) {
         ([], false) => SETTINGS.to_vec(),
         ([], true) => SETTINGS.map(quick).into_iter().filter(|setting| setting.batch <= QUICK_MAX_BATCH).collect(),
         (given, _) => given.to_vec(),
     };
     settings.dedup();
-    let limit = trio.checkpoints().iter().map(|checkpoint| checkpoint.config.max_positions).min().unwrap_or(0);
+    let limit = checkpoints.iter().map(|checkpoint| checkpoint.config.max_positions).min().unwrap_or(0);
     let (fitting, long): (Vec<_>, Vec<_>) = settings.into_iter().partition(|s| s.prompt + s.output <= limit);
     let left_out = |Setting { prompt, output, .. }: &Setting| {
         format!("{prompt} and {output} tokens are more than the models' {limit} positions")
@@ -95,6 +116,7 @@ fn options(args: &BenchArgs, settings: &[Setting]) -> EngineOptions {
     let requests = vec![request(settings[0], 0, 1.0, 1); most(|s| s.batch)];
     EngineOptions {
         max_model_len: most(|s| s.prompt + s.output),
+        kv_tokens: Some(most(|s| s.batch * (s.prompt + s.output))),
         prefill_rows: most(|s| if s.batch > 1 { s.batch * s.prompt } else { 1 }).max(DEFAULT_PREFILL_ROWS),
         ..args.device.engine_for(&requests)
     }

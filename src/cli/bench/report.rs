@@ -139,9 +139,9 @@ impl Side {
 /// Columns of fixed width, so that lines can be printed as they are measured.
 fn line(cells: [String; 8], ratios: [String; 4]) -> String {
     let [prompt, output, batch, models, prompt_ms, ms, rate, share] = cells;
-    let [slow_down, floor, over, rate] = ratios;
+    let [slow_down, floor, over, read_rate] = ratios;
     let left = format!("{prompt:>6} {output:>6} {batch:>5}  {models:<6} {prompt_ms:>10} {ms:>9} {rate:>8} {share:>7}");
-    format!("{left}  {slow_down:>9} {floor:>6} {over:>10} {rate:>9}").trim_end().into()
+    format!("{left}  {slow_down:>9} {floor:>6} {over:>10} {read_rate:>9}").trim_end().into()
 }
 
 /// The middle one, of an even number the upper.

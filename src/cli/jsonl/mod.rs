@@ -11,6 +11,7 @@ mod output;
 use super::args::GenerateArgs;
 use super::generate::{in_order, pair_is_moot, warn_of_moot_pair};
 use super::interrupt::Watch;
+use super::loading;
 use super::output::{to_json, to_stderr, warn};
 use super::progress::Bar;
 use super::result::{ErrorJson, ResultJson};
@@ -41,8 +42,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
     let survey = Survey::new(&mut input, &parser, &earlier, &trio)?;
     survey.report(args, &earlier, &trio);
     // Before the output is touched, so that a device that is not there leaves it alone.
-    let engine =
-        survey.engine.clone().map(|sized| Handle::start(trio.clone(), args.device.engine(sized))).transpose()?;
+    let engine = survey.engine.clone().map(|sized| loading::start(&trio, args.device.engine(sized))).transpose()?;
     let writer = target.into_writer(&earlier)?;
     let bar = writer.is_a_file().then(|| survey.bar());
     let mut batch = Batch {

@@ -70,7 +70,7 @@ pub(super) fn parse(typed: Vec<OsString>) -> Result<Cli, Refusal> {
 
 /// The command line with the flags of lower layers put in.
 fn whole(definition: &Command, typed: Vec<OsString>) -> Result<Vec<OsString>, Refusal> {
-    // Errors have their turn when all is known: `-o` needs an `-i`, which may stand in a lower layer.
+    // Errors have their turn when all is known: `--overwrite` needs an `-o`, which may stand in a lower layer.
     let seen = definition.clone().ignore_errors(true).try_get_matches_from(&typed)?;
     let mut whole = typed;
     if let Some((name, matches)) = seen.subcommand()

@@ -79,6 +79,46 @@ impl Isa {
             }
         }
     }
+
+    /// `n` steps of multiply-adds that wait for nothing but each other; how many that were, all lanes counted.
+    pub(in super::super) fn multiply_registers(self, n: usize) -> usize {
+        // SAFETY: a `Cpu` holds only instruction sets that are available.
+        unsafe {
+            match self {
+                Isa::Portable => registers::<[f32; 16], 1>(n),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => x86::registers_avx2(n),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => x86::registers_avx512(n),
+                #[cfg(target_arch = "aarch64")]
+                Isa::Neon => registers::<super::neon::Vector, 24>(n),
+            }
+        }
+    }
+}
+
+/// Sums in `R` registers.
+///
+/// # Safety
+/// The caller is compiled for `V`'s instruction set.
+#[inline(always)]
+unsafe fn registers<V: Lanes, const R: usize>(n: usize) -> usize {
+    // SAFETY: the caller's promise; a sum is stored into as many elements as it has lanes.
+    unsafe {
+        let (x, w) = (V::splat(std::hint::black_box(0.5)), V::splat(std::hint::black_box(0.25)));
+        let mut acc = [V::splat(0.0); R];
+        for _ in 0..n {
+            for acc in &mut acc {
+                *acc = x.mul_add(w, *acc);
+            }
+        }
+        let mut out = [0.0f32; HALF];
+        for acc in acc {
+            acc.store(out.as_mut_ptr());
+            std::hint::black_box(&out);
+        }
+    }
+    n * R * V::WIDTH
 }
 
 /// A tile by its number of rows, with `P1`, `P3` or `P4` pairs of vectors at a time for 1 or 2, 3, or more rows: so
@@ -167,7 +207,7 @@ unsafe fn rows<V: Lanes, W: Weight, const R: usize, const P: usize>(
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Tile, Weight, multiply};
+    use super::{Tile, Weight, multiply, registers};
     use std::arch::x86_64::{__m256, __m512};
 
     /// # Safety
@@ -190,5 +230,20 @@ mod x86 {
     ) {
         // SAFETY: the caller's promise, passed on. 32 registers hold 24 sums and a pair.
         unsafe { multiply::<__m512, W, 1, 1, 1>(w, n_in, n_rows, tile, sums) }
+    }
+    /// # Safety
+    /// AVX2 and FMA are available.
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn registers_avx2(n: usize) -> usize {
+        // SAFETY: the caller's promise, passed on.
+        unsafe { registers::<__m256, 12>(n) }
+    }
+
+    /// # Safety
+    /// AVX-512 F is available.
+    #[target_feature(enable = "avx512f,avx2,fma")]
+    pub(super) unsafe fn registers_avx512(n: usize) -> usize {
+        // SAFETY: the caller's promise, passed on.
+        unsafe { registers::<__m512, 24>(n) }
     }
 }

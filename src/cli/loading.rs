@@ -1,0 +1,42 @@
+//! Starting an engine, with a bar on a terminal while weights are read.
+
+use super::progress::Bar;
+use crate::Result;
+use crate::engine::trio::Trio;
+use crate::engine::worker::{EngineOptions, Handle};
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+/// How long loading may take before there is a bar, and how often it moves.
+const TICK: Duration = Duration::from_millis(100);
+
+/// As [`Handle::start`].
+pub(super) fn start(trio: &Arc<Trio>, options: EngineOptions) -> Result<Handle> {
+    thread::scope(|scope| {
+        let (done, is_done) = mpsc::channel::<()>();
+        scope.spawn(move || watch(trio, &is_done));
+        let handle = Handle::start(trio.clone(), options);
+        drop(done);
+        handle
+    })
+}
+
+/// Shows how much of the weights was read, until the other end of `is_done` is gone.
+fn watch(trio: &Trio, is_done: &mpsc::Receiver<()>) {
+    let waits = || is_done.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout);
+    let checkpoints = trio.checkpoints();
+    let n_read = || checkpoints.iter().map(|checkpoint| checkpoint.n_read()).sum::<u64>();
+    if !waits() {
+        return;
+    }
+    let mut shown = n_read();
+    let total = checkpoints.iter().map(|checkpoint| checkpoint.n_bytes()).sum();
+    let bar = Bar::of_bytes("loading".into(), total, shown);
+    while waits() {
+        let now = n_read();
+        bar.advance(now - shown);
+        shown = now;
+    }
+}
