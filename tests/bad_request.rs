@@ -162,6 +162,7 @@ fn refused_by_engine(options: EngineOptions, request: Request) -> Error {
     both.remove(0).error.expect("an error is said")
 }
 
+// rows 43, 55
 #[test]
 fn requests_that_the_engine_has_no_room_for() {
     let room = || options(&[good()]);
@@ -183,6 +184,7 @@ fn requests_that_the_engine_has_no_room_for() {
     is_argument(&penalised, "repetition_penalty", "without room for penalties");
 }
 
+// row 55
 #[test]
 fn a_role_s_own_limit_counts() {
     let (long, short) = (ModelDir::llama(), ModelDir::llama());

@@ -235,9 +235,10 @@ pub struct RopeAppend<'a, B: Backend> {
 
 /// Causal attention of each row over its lane's pages, positions `0..=position` (or the window's).
 ///
-/// Canonical order: keys in blocks of [`KEY_BLOCK`] aligned to position 0; each block alone gives (max, sum, weighted
-/// values), blocks are folded left to right. Keys past the position count as absent and are replaced by zero when
-/// loaded, so poison there cannot spread. Rows that are not live give zero.
+/// Canonical order: keys in blocks of [`KEY_BLOCK`] aligned to position 0; blocks, or a fixed part of each, give (max,
+/// sum, weighted values) and are folded left to right, the parts at the end: each backend has one such order. Keys past
+/// the position count as absent and are replaced by zero when loaded, so poison there cannot spread. Rows that are not
+/// live give zero.
 /// Reads the lane's KV from memory once per row and KV head: the query heads that share one find it in the cache.
 pub struct Attention<'a, B: Backend> {
     /// Out: `[members * cap][n_heads * head_dim]` f32.

@@ -2,7 +2,7 @@
 //! of the one graph that no field of config.json says.
 
 use super::fields::Fields;
-use crate::{Error, Result};
+use crate::Result;
 
 /// The model families that are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
@@ -257,11 +257,8 @@ fn text_part(fields: &Fields, [of, _, text_type]: &[&str; 3]) -> Result<Describe
 }
 
 fn find(fields: &Fields, field: &str, column: usize, name: &str) -> Result<Named> {
-    Named::find(column, name).ok_or_else(|| not_accepted(fields, field, name))
-}
-
-fn not_accepted(fields: &Fields, field: &str, name: &str) -> Error {
-    fields.error(field, format!("{name:?} is not supported; {}", accepted()))
+    let refused = || fields.error(field, format!("{name:?} is not supported; {}", accepted()));
+    Named::find(column, name).ok_or_else(refused)
 }
 
 fn accepted() -> String {

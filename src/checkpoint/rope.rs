@@ -154,8 +154,9 @@ impl RopeReader<'_> {
     /// beside.
     pub(super) fn of_all_layers(&self) -> Result<Rope> {
         let nested = settings(self.fields)?;
-        if let Some(kind) = nested.as_ref().and_then(|nested| KINDS.into_iter().find(|k| nested.get(k).is_some())) {
-            let nested = nested.as_ref().unwrap_or(self.fields);
+        if let Some(nested) = &nested
+            && let Some(kind) = KINDS.into_iter().find(|kind| nested.get(kind).is_some())
+        {
             return Err(nested.error(kind, "this family has one kind of rotary positions"));
         }
         self.rope(nested.as_ref(), theta(self.fields, "rope_theta")?.unwrap_or(self.theta))

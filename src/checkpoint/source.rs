@@ -1,4 +1,4 @@
-//! Where the bytes of a model come from: a directory on disk, files compiled into the binary, or a formula.
+//! Where the bytes of a model come from: a directory on disk, files in memory, or a formula.
 //!
 //! Files are read with positioned reads, never mapped: a file that is truncated while it is read is an error here, where
 //! a mapping would be a signal. Whatever names a file inside a model (the shard index does) is held to [`Source::shard`].
@@ -10,31 +10,35 @@ use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
+
+/// The bytes of a file in memory: compiled into the binary, or owned.
+pub type FileBytes = Cow<'static, [u8]>;
 
 /// The files of one model.
 #[derive(Debug, Clone)]
 pub enum Source {
     /// A directory on disk.
     Directory(PathBuf),
-    /// Files compiled into the binary.
-    Embedded {
+    /// Files in memory.
+    Memory {
         /// Stands for the path in messages.
         name: &'static str,
         /// File names and their bytes.
-        files: &'static [(&'static str, &'static [u8])],
+        files: Arc<[(&'static str, FileBytes)]>,
     },
     /// No files: a shape, and weights made from a seed.
     Made(Made),
 }
 
-/// What makes two sources the same model: the canonical directory, the address of the embedded table, shape and seed.
+/// What makes two sources the same model: the canonical directory, the address of the table in memory, shape and seed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Identity {
     /// The directory after links are resolved.
     Directory(PathBuf),
-    /// The embedded table.
-    Embedded(usize),
+    /// The table in memory.
+    Memory(usize),
     /// Shape and seed.
     Made(Made),
 }
@@ -43,6 +47,11 @@ impl Source {
     /// The directory `path`. Nothing is read yet.
     pub fn directory(path: impl Into<PathBuf>) -> Self {
         Source::Directory(path.into())
+    }
+
+    /// Files in memory, under a name that stands for the path in messages.
+    pub fn memory(name: &'static str, files: impl IntoIterator<Item = (&'static str, FileBytes)>) -> Self {
+        Source::Memory { name, files: files.into_iter().collect() }
     }
 
     /// A model of a published shape with weights made from `seed`.
@@ -55,11 +64,11 @@ impl Source {
         self.root().join(file)
     }
 
-    /// The directory, or the name of the embedded files, as messages show it.
+    /// The directory, or the name of the files in memory, as messages show it.
     pub fn root(&self) -> PathBuf {
         match self {
             Source::Directory(dir) => dir.clone(),
-            Source::Embedded { name, .. } => PathBuf::from(name),
+            Source::Memory { name, .. } => PathBuf::from(name),
             Source::Made(made) => PathBuf::from(made.name()),
         }
     }
@@ -68,7 +77,7 @@ impl Source {
     pub fn identity(&self) -> Result<Identity> {
         match self {
             Source::Directory(dir) => Ok(Identity::Directory(canonical_directory(dir)?)),
-            Source::Embedded { files, .. } => Ok(Identity::Embedded(files.as_ptr() as usize)),
+            Source::Memory { files, .. } => Ok(Identity::Memory(files.as_ptr() as usize)),
             Source::Made(made) => Ok(Identity::Made(made.clone())),
         }
     }
@@ -76,7 +85,7 @@ impl Source {
     /// The names of the files, sorted; directories inside the directory are left out.
     pub fn names(&self) -> Result<Vec<String>> {
         let mut names: Vec<String> = match self {
-            Source::Embedded { files, .. } => files.iter().map(|(name, _)| name.to_string()).collect(),
+            Source::Memory { files, .. } => files.iter().map(|(name, _)| name.to_string()).collect(),
             Source::Made(_) => ["config.json", "model.safetensors", "tokenizer.json"].map(str::to_string).to_vec(),
             Source::Directory(dir) => {
                 canonical_directory(dir)?;
@@ -94,9 +103,9 @@ impl Source {
     pub fn open(&self, file: &str) -> Result<Option<Blob>> {
         let path = self.path(file);
         match self {
-            Source::Embedded { files, .. } => {
+            Source::Memory { files, .. } => {
                 let found = files.iter().find(|(name, _)| *name == file);
-                Ok(found.map(|&(_, bytes)| Blob::memory(path, bytes.into())))
+                Ok(found.map(|(_, bytes)| Blob::memory(path, bytes.clone())))
             }
             Source::Made(made) => Ok(match file {
                 "config.json" => Some(Blob::memory(path, made.config().into())),
@@ -202,12 +211,12 @@ pub struct Blob {
 #[derive(Debug)]
 enum Bytes {
     File { file: File, modified: Option<SystemTime> },
-    Memory(Cow<'static, [u8]>),
+    Memory(FileBytes),
     Made(MadeWeights),
 }
 
 impl Blob {
-    fn memory(path: PathBuf, bytes: Cow<'static, [u8]>) -> Self {
+    fn memory(path: PathBuf, bytes: FileBytes) -> Self {
         Blob { path, n_bytes: bytes.len() as u64, bytes: Bytes::Memory(bytes) }
     }
 

@@ -86,7 +86,7 @@ impl Report {
         let texts = models.role_texts();
         let chat = match &args.chat {
             Some(roles) => roles.parse()?,
-            None if texts[1].template.is_some() => Roles::EXPERT,
+            None if matches!(texts[1].template, Ok(Some(_))) => Roles::EXPERT,
             None => Roles::NONE,
         };
         let comparison = models.compare(&args.models.id_policy);
@@ -187,7 +187,7 @@ impl Role {
             bos: tokenizer.config().bos.clone(),
             adds_bos: tokenizer.adds_bos()?,
             eos: tokenizer.config().eos.clone(),
-            chat_template: text.template.map(|template| template.path().display().to_string()),
+            chat_template: text.template.ok().flatten().map(|template| template.path().display().to_string()),
             in_chat,
             generation_config: checkpoint.generation.clone(),
         })

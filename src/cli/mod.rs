@@ -27,6 +27,7 @@ use args::{Cli, Command};
 use layers::Refusal;
 use std::ffi::OsString;
 
+pub use jsonl::requests_of_line;
 pub use layers::definition;
 
 /// What is shown where no command is named.

@@ -110,8 +110,11 @@ pub(super) fn warnings(models: &Models) -> Vec<String> {
         }
     }
     for (checkpoint, role) in models.checkpoint_of_role().into_iter().zip(models.role_texts()) {
-        for warning in checkpoint.config.warnings.iter().chain(&role.tokenizer.warnings) {
-            let warning = format!("{}: {warning}", checkpoint.name);
+        let said = checkpoint.config.warnings.iter().chain(&role.tokenizer.warnings);
+        let said = said.map(|warning| format!("{}: {warning}", checkpoint.name));
+        // Its message begins with the file.
+        let template = role.template.err().map(|error| format!("{error}; chat is not possible"));
+        for warning in said.chain(template) {
             if !warnings.contains(&warning) {
                 warnings.push(warning);
             }

@@ -6,7 +6,9 @@ use crate::text::prompt::RoleText;
 use crate::text::template::ChatTemplate;
 use crate::text::tokenizer::Tokenizer;
 use crate::text::vocabulary::{Comparison, IdPolicy, RoleVocabulary, Vocabulary};
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::thread;
 
 /// Where the three models are. A missing expert or anti-expert is stood in for by the base.
 #[derive(Clone, Debug)]
@@ -46,7 +48,8 @@ impl TrioSources {
 struct Member {
     checkpoint: Checkpoint,
     tokenizer: Tokenizer,
-    template: Option<ChatTemplate>,
+    /// A broken template is an error where a chat is asked for: plain prompts do without it.
+    template: Result<Option<ChatTemplate>>,
 }
 
 /// Three models opened, not yet known to fit together.
@@ -59,14 +62,19 @@ impl Models {
     /// Opens and checks each model by itself.
     pub fn open(sources: &TrioSources) -> Result<Self> {
         let (distinct, member_of_role) = sources.distinct()?;
-        let members = distinct.into_iter().map(open_member).collect::<Result<_>>()?;
+        // At once: most of the time goes into tokenizers, which are read by one thread each.
+        let members = thread::scope(|scope| {
+            let opening: Vec<_> = distinct.into_iter().map(|source| scope.spawn(|| open_member(source))).collect();
+            let opened = opening.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            opened.collect::<Result<_>>()
+        })?;
         Ok(Self { members, member_of_role })
     }
 
     /// Uses the chat template in a file for every role, in place of the models' own.
     pub fn set_chat_template(&mut self, path: &Path) -> Result<()> {
         for member in &mut self.members {
-            member.template = Some(ChatTemplate::open_file(path, member.tokenizer.config())?);
+            member.template = Ok(Some(ChatTemplate::open_file(path, member.tokenizer.config())?));
         }
         Ok(())
     }
@@ -96,7 +104,7 @@ impl Models {
     pub fn role_texts(&self) -> [RoleText<'_>; 3] {
         self.roles().map(|member| RoleText {
             tokenizer: &member.tokenizer,
-            template: member.template.as_ref(),
+            template: member.template.as_ref().map(Option::as_ref),
             width: member.checkpoint.config.n_vocab,
         })
     }
@@ -109,7 +117,7 @@ impl Models {
 fn open_member(source: &Source) -> Result<Member> {
     let checkpoint = Checkpoint::open(source.clone())?;
     let tokenizer = Tokenizer::open(source)?;
-    let template = ChatTemplate::open(source, tokenizer.config())?;
+    let template = ChatTemplate::open(source, tokenizer.config());
     Ok(Member { checkpoint, tokenizer, template })
 }
 

@@ -139,8 +139,8 @@ pub(super) fn without_generation_tags(text: &str) -> String {
     let mut result = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let tag = &rest[start + 2..start + length];
+        let Some(length) = rest[start + 2..].find("%}") else { break };
+        let tag = &rest[start + 2..][..length];
         let name = tag.trim_matches(|c: char| matches!(c, '-' | '+') || c.is_whitespace());
         let replacement = match name {
             "generation" => "if true",
@@ -149,7 +149,7 @@ pub(super) fn without_generation_tags(text: &str) -> String {
         };
         result.push_str(&rest[..start + 2]);
         result.push_str(&if replacement == name { tag.to_string() } else { tag.replacen(name, replacement, 1) });
-        rest = &rest[start + length..];
+        rest = &rest[start + 2 + length..];
     }
     result + rest
 }
@@ -175,5 +175,8 @@ mod tests {
         let text = "{%- generation -%}a{% endgeneration %}{% if generation %}{{ '%}' }}{% endif %}{% x";
         let expected = "{%- if true -%}a{% endif %}{% if generation %}{{ '%}' }}{% endif %}{% x";
         assert_eq!(without_generation_tags(text), expected);
+        for broken in ["{%}", "{%", "{%%}", "{%}generation%}"] {
+            assert_eq!(without_generation_tags(broken), broken);
+        }
     }
 }

@@ -5,7 +5,9 @@
 
 mod decoder;
 mod filters;
+mod pre_tokenizer;
 pub mod prompt;
+mod slices;
 pub mod stream;
 pub mod template;
 pub mod tokenizer;

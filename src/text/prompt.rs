@@ -68,8 +68,8 @@ pub struct PromptRequest {
 pub struct RoleText<'a> {
     /// The role's tokenizer.
     pub tokenizer: &'a Tokenizer,
-    /// The role's chat template, if it has one.
-    pub template: Option<&'a ChatTemplate>,
+    /// The role's chat template, if it has one, or what is wrong with it.
+    pub template: Result<Option<&'a ChatTemplate>, &'a Error>,
     /// Width of the role's embedding: a prompt id at or past it has no row.
     pub width: usize,
 }
@@ -161,7 +161,7 @@ impl PromptRequest {
         if !chat {
             return Ok(RolePrompt { tokenizer, text: text.to_string(), form: Form::Raw });
         }
-        let Some(template) = role.template else {
+        let Some(template) = role.template.map_err(Error::clone)? else {
             return Err(Error::argument("chat", format!("{name} has no chat template; name one with chat_template")));
         };
         let system = self.system.iter().map(|system| Message::new("system", system));

@@ -4,6 +4,7 @@
 //! to files or the environment, and runs on a limited number of steps and bytes of output.
 
 use super::filters;
+use super::slices;
 use super::tokenizer::TokenizerConfig;
 use crate::checkpoint::{Fields, Source};
 use crate::{Error, Result};
@@ -16,20 +17,30 @@ use std::error::Error as _;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 const FILE: &str = "chat_template.jinja";
 const CONFIG_FILE: &str = "tokenizer_config.json";
 /// The name of the template inside its environment.
 const NAME: &str = "chat_template";
 /// Templates of the families that are read stay under 10 KiB. It bounds the depth of a template's expressions, whose
-/// compilation takes stack ([`STACK_BYTES`]) and, where all is one expression, the square of the depth in time.
+/// compilation takes stack ([`STACK_BYTES`]).
 const MAX_TEMPLATE_BYTES: usize = 32 << 10;
+/// Arithmetic in one template, where published ones have some dozens. The compiler takes the square of their number in
+/// time where all stand in one expression: 20 seconds for a template of nothing else, under 100 ms for these.
+const MAX_OPERATORS: usize = 2_000;
 /// Steps of the template machine: a long chat takes some thousands, an endless loop reaches this within 100 ms. Large
 /// values cost more steps, so it bounds their memory and depth too.
 const FUEL: u64 = 250_000;
 /// Stack for a template of one deep expression, or one that nests values as deep as [`FUEL`] allows: the template machine
 /// recurses over both. Only what is used of it takes memory.
 const STACK_BYTES: usize = 256 << 20;
+/// For what the steps do not count: a list that is added to itself again and again doubles at each step. The longest
+/// honest template takes a tenth of a second.
+const MAX_TIME: Duration = Duration::from_secs(5);
 /// Longest rendered text; the tokenizer takes less.
 const MAX_OUTPUT_BYTES: usize = 4 << 20;
 /// Longest text of `raise_exception` that is passed on.
@@ -49,7 +60,7 @@ pub struct Message {
 /// A compiled chat template.
 pub struct ChatTemplate {
     path: PathBuf,
-    environment: Environment<'static>,
+    environment: Arc<Environment<'static>>,
     specials: BTreeMap<&'static str, String>,
 }
 
@@ -90,17 +101,30 @@ impl ChatTemplate {
             let message = format!("chat template: {} bytes, the limit is {MAX_TEMPLATE_BYTES}", text.len());
             return Err(Error::file(path, message));
         }
+        let n_operators = n_operators(text);
+        if n_operators > MAX_OPERATORS {
+            return Err(Error::file(
+                path,
+                format!("chat template: {n_operators} operators, the limit is {MAX_OPERATORS}"),
+            ));
+        }
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|e| template_error(&path, &e))?);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_fuel(Some(FUEL));
-        environment.set_unknown_method_callback(unknown_method_callback);
+        environment.set_unknown_method_callback(|state, value, method, arguments| match method {
+            slices::METHOD => slices::slice(state, value, arguments),
+            _ => unknown_method_callback(state, value, method, arguments),
+        });
         environment.add_function("raise_exception", filters::raise_exception);
         environment.add_function("strftime_now", filters::strftime_now);
         environment.add_filter("tojson", filters::tojson);
-        on_deep_stack(|| environment.add_template_owned(NAME, filters::without_generation_tags(text)))?
-            .map_err(|e| template_error(&path, &e))?;
+        // Not of Jinja, and views like slices: a list chained to itself is counted by going through both, 2^n for n steps.
+        environment.remove_filter("chain");
+        environment.remove_filter("zip");
+        let text = slices::as_calls(&filters::without_generation_tags(text));
+        let environment = in_time(&path, move || environment.add_template_owned(NAME, text).map(|()| environment))?;
         let all = [
             ("bos_token", &tokens.bos),
             ("eos_token", &tokens.eos),
@@ -108,7 +132,7 @@ impl ChatTemplate {
             ("pad_token", &tokens.pad),
         ];
         let specials = all.into_iter().filter_map(|(name, token)| Some((name, token.clone()?))).collect();
-        Ok(ChatTemplate { path, environment, specials })
+        Ok(ChatTemplate { path, environment: Arc::new(environment), specials })
     }
 
     /// Where the template came from.
@@ -126,11 +150,14 @@ impl ChatTemplate {
         context.insert("tools", Value::from(()));
         context.insert("documents", Value::from(()));
         context.extend(self.specials.iter().map(|(&name, token)| (name, Value::from(token.as_str()))));
-        let template = self.environment.get_template(NAME).expect("compiled when made");
-        let mut output = Capped::default();
-        on_deep_stack(|| template.render_captured_to(Value::from(context), &mut output).map(|_| ()))?
-            .map_err(|e| template_error(&self.path, &e))?;
-        utf8(&self.path, output.0)
+        let (environment, context) = (Arc::clone(&self.environment), Value::from(context));
+        let output = in_time(&self.path, move || {
+            let mut output = Capped::default();
+            let template = environment.get_template(NAME).expect("compiled when made");
+            template.render_captured_to(context, &mut output).map(|_| ())?;
+            Ok(output.0)
+        })?;
+        utf8(&self.path, output)
     }
 
     /// Where in `text`, the rendering of `messages`, the contents of messages stand.
@@ -189,6 +216,15 @@ fn utf8(path: &Path, bytes: Vec<u8>) -> Result<String> {
     String::from_utf8(bytes).map_err(|e| Error::file_at(path, e.utf8_error().valid_up_to() as u64, "not UTF-8"))
 }
 
+/// Characters of arithmetic, wherever they stand: to look for them in code alone would be another parser. The dashes and
+/// pluses of tags (`{%-`, `-%}`) do not count.
+fn n_operators(text: &str) -> usize {
+    let bytes = text.as_bytes();
+    let at = |i: usize| bytes.get(i).copied().unwrap_or_default();
+    let is_tag = |i: usize| i > 0 && matches!(at(i - 1), b'{' | b'%' | b'#') || matches!(at(i + 1), b'}' | b'%' | b'#');
+    (0..bytes.len()).filter(|&i| matches!(at(i), b'+' | b'-' | b'*' | b'/' | b'%' | b'~') && !is_tag(i)).count()
+}
+
 /// What the template says by `raise_exception` is about the request; everything else is a fault of the template's file.
 fn template_error(path: &Path, error: &minijinja::Error) -> Error {
     let line = error.line().map(|line| format!("line {line}: ")).unwrap_or_default();
@@ -205,14 +241,24 @@ fn template_error(path: &Path, error: &minijinja::Error) -> Error {
     Error::file(path, format!("chat template: {line}{detail}"))
 }
 
-/// Runs `work` on a thread of its own with [`STACK_BYTES`] of stack.
-fn on_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("template".into()).stack_size(STACK_BYTES);
-        let thread = thread.spawn_scoped(scope, work);
-        let thread = thread.map_err(|e| Error::Io { message: format!("cannot start the template's thread: {e}") })?;
-        thread.join().map_err(|_| Error::Io { message: "the template's thread has failed".into() })
-    })
+/// Runs `work` on a thread of its own with [`STACK_BYTES`] of stack, for [`MAX_TIME`] at most. A thread that takes longer
+/// is left behind, because nothing can stop it.
+fn in_time<T: Send + 'static>(
+    path: &Path,
+    work: impl FnOnce() -> Result<T, minijinja::Error> + Send + 'static,
+) -> Result<T> {
+    let (sender, receiver) = mpsc::channel();
+    let thread = thread::Builder::new().name("template".into()).stack_size(STACK_BYTES);
+    // Where the time is over, nobody receives.
+    let started = thread.spawn(move || drop(sender.send(work())));
+    started.map_err(|e| Error::Io { message: format!("cannot start the template's thread: {e}") })?;
+    match receiver.recv_timeout(MAX_TIME) {
+        Ok(done) => done.map_err(|e| template_error(path, &e)),
+        Err(RecvTimeoutError::Timeout) => {
+            Err(Error::file(path, format!("chat template: takes more than {} seconds", MAX_TIME.as_secs())))
+        }
+        Err(RecvTimeoutError::Disconnected) => Err(Error::Io { message: "the template's thread has failed".into() }),
+    }
 }
 
 /// Output that refuses to grow past the limit.
@@ -230,5 +276,22 @@ impl io::Write for Capped {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_takes_too_long_is_left_behind() {
+        let path = Path::new("dir/chat_template.jinja");
+        let error = in_time(path, || {
+            thread::sleep(MAX_TIME + Duration::from_secs(60));
+            Ok(())
+        });
+        let error = error.expect_err("it sleeps on");
+        assert!(matches!(&error, Error::File { path: found, .. } if found == path), "{error:?}");
+        assert!(error.to_string().contains("chat template: takes more than 5 seconds"), "{error}");
     }
 }

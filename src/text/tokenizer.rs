@@ -5,6 +5,7 @@
 //! concatenation of their bytes.
 
 use super::decoder::Decoder;
+use super::pre_tokenizer::Inner;
 use super::tokenizer_json::{AddedId, Head};
 use crate::checkpoint::{Fields, Source};
 use crate::{Error, Result};
@@ -18,8 +19,7 @@ const CONFIG_FILE: &str = "tokenizer_config.json";
 const MAX_FILE_BYTES: u64 = 64 << 20;
 /// Most ids a tokenizer may define; the widest row of logits is far below.
 pub(super) const MAX_IDS: u32 = 1 << 20;
-/// Longest text that is encoded. The crate's regex wrapper takes a backtracking limit for the end of the text, so the
-/// length is held to what the tests have compared with the reference implementation.
+/// Longest text that is encoded: what the tests have compared with the reference implementation.
 pub const MAX_TEXT_BYTES: usize = 1 << 20;
 /// Private-use characters around a number: stands for a special token of the template in [`Tokenizer::encode_guarded`].
 const GUARD: [char; 2] = ['\u{F8F0}', '\u{F8F1}'];
@@ -27,14 +27,14 @@ const GUARD: [char; 2] = ['\u{F8F0}', '\u{F8F1}'];
 /// A tokenizer with what its configuration says of BOS and EOS.
 pub struct Tokenizer {
     path: PathBuf,
-    inner: tokenizers::Tokenizer,
+    inner: Inner,
     /// Special tokens, longest text first.
     specials: Vec<(u32, AddedToken)>,
     is_special: Vec<bool>,
     is_added: Vec<bool>,
     bytes: ByteTable,
     config: TokenizerConfig,
-    guarded: OnceLock<tokenizers::Tokenizer>,
+    guarded: OnceLock<Inner>,
     /// What may matter to a person.
     pub warnings: Vec<String>,
 }
@@ -66,7 +66,7 @@ impl Tokenizer {
         let path = source.path(FILE);
         let text = source.read(FILE, MAX_FILE_BYTES)?.ok_or_else(|| Error::file(&path, "there is no such file"))?;
         let head = Head::read(&text, &path)?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(&text).map_err(|e| Error::file(&path, e))?;
+        let mut inner = Inner::from_bytes(&text).map_err(|e| Error::file(&path, e))?;
         // As transformers does where neither is asked for.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::file(&path, e))?;
@@ -197,7 +197,7 @@ impl Tokenizer {
         &self.path
     }
 
-    fn encode(&self, with: &tokenizers::Tokenizer, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
+    fn encode(&self, with: &Inner, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
         if text.len() > MAX_TEXT_BYTES {
             let message = format!("{} bytes of text, the limit is {MAX_TEXT_BYTES}", text.len());
             return Err(Error::argument("prompt", message));
@@ -207,19 +207,22 @@ impl Tokenizer {
     }
 
     /// Appends `text` with its special tokens replaced; of two that begin at one place the longer wins, as in the crate.
-    fn guard(&self, mut text: &str, into: &mut String) {
-        let find = |text: &str| {
-            let found = self.specials.iter().enumerate();
-            let found = found.filter_map(|(i, (_, token))| Some((text.find(&token.content)?, i)));
-            // Longer texts come first in the list, so the smaller index is the longer.
-            found.min()
+    fn guard(&self, text: &str, into: &mut String) {
+        let find = |index: usize, from: usize| {
+            let found = text[from..].find(&self.specials[index].1.content);
+            found.map_or((usize::MAX, index), |at| (from + at, index))
         };
-        while let Some((at, index)) = find(text) {
-            into.push_str(&text[..at]);
+        // Where each comes next: looked for again only where that is passed, so that a text of nothing else takes no
+        // longer than it must. Longer texts come first in the list, so the smaller index is the longer.
+        let mut next: Vec<(usize, usize)> = (0..self.specials.len()).map(|index| find(index, 0)).collect();
+        let mut end = 0;
+        while let Some(&(at, index)) = next.iter().min().filter(|(at, _)| *at < text.len()) {
+            into.push_str(&text[end..at]);
             into.push_str(&guard_name(index));
-            text = &text[at + self.specials[index].1.content.len()..];
+            end = at + self.specials[index].1.content.len();
+            next.iter_mut().filter(|(at, _)| *at < end).for_each(|next| *next = find(next.1, end));
         }
-        into.push_str(text);
+        into.push_str(&text[end..]);
     }
 
     /// The special token that a name made by [`guard_name`] stands for.
@@ -230,7 +233,7 @@ impl Tokenizer {
 
     /// A copy in which special tokens are text, and private tokens cut where they would. Made when first needed: it is as
     /// large as the tokenizer, and few prompts spell a special token.
-    fn guarded(&self) -> Result<&tokenizers::Tokenizer> {
+    fn guarded(&self) -> Result<&Inner> {
         if let Some(guarded) = self.guarded.get() {
             return Ok(guarded);
         }
@@ -290,13 +293,7 @@ fn token(fields: &Fields, name: &str) -> Result<Option<String>> {
 }
 
 impl ByteTable {
-    fn new(
-        inner: &tokenizers::Tokenizer,
-        n_ids: usize,
-        n_names: usize,
-        decoder: &Decoder,
-        path: &PathBuf,
-    ) -> Result<Self> {
+    fn new(inner: &Inner, n_ids: usize, n_names: usize, decoder: &Decoder, path: &PathBuf) -> Result<Self> {
         let mut table = ByteTable { buffer: Vec::new(), spans: vec![None; n_ids] };
         let mut n_defined = 0;
         for id in 0..n_ids as u32 {
@@ -319,7 +316,7 @@ fn guard_name(index: usize) -> String {
 }
 
 /// The crate gives an added token the next free id, whatever the file says, and only logs it.
-fn check_added(inner: &tokenizers::Tokenizer, added: &[AddedId], path: &PathBuf) -> Result<()> {
+fn check_added(inner: &Inner, added: &[AddedId], path: &PathBuf) -> Result<()> {
     for AddedId { id, content } in added {
         match inner.token_to_id(content) {
             Some(found) if found == *id => {}

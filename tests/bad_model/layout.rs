@@ -20,6 +20,7 @@ fn named<'a>(list: &'a mut [T], end: &str) -> &'a mut T {
     list.iter_mut().find(|tensor| tensor.name.ends_with(end)).expect("the model has it")
 }
 
+// rows 11, 12, 29
 #[test]
 fn tensors_against_the_configuration() {
     const Q: &str = "model.layers.0.self_attn.q_proj.weight";
@@ -134,6 +135,7 @@ fn types_may_differ_from_tensor_to_tensor() {
     assert!(matches!(&error, Error::Tensor { tensor, .. } if tensor == "no.such"), "{error:?}");
 }
 
+// row 30
 #[test]
 fn directories_that_hold_something_else() {
     let only = |file: &'static str| {

@@ -34,6 +34,7 @@ fn with_length(length: u64, rest: &[u8]) -> Vec<u8> {
     [&length.to_le_bytes(), rest].concat()
 }
 
+// rows 1, 2
 #[test]
 fn frames() {
     refuse(
@@ -52,6 +53,7 @@ fn frames() {
     );
 }
 
+// row 1
 #[cfg(unix)]
 #[test]
 fn what_is_no_regular_file() {
@@ -79,6 +81,7 @@ fn what_is_no_regular_file() {
     );
 }
 
+// rows 3, 4, 5
 #[test]
 fn headers_that_are_no_objects_of_tensors() {
     let nested = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
@@ -106,6 +109,7 @@ fn headers_that_are_no_objects_of_tensors() {
     );
 }
 
+// row 13
 #[test]
 fn too_many_tensors() {
     let tensors: Vec<String> =
@@ -116,6 +120,7 @@ fn too_many_tensors() {
     assert!(error.contains("more than 65536 tensors"), "{error}");
 }
 
+// rows 5, 6
 #[test]
 fn entries_that_are_no_tensors() {
     let offsets = |text: &str| format!(r#""dtype":"F32","shape":[1],"data_offsets":{text}"#);
@@ -144,6 +149,7 @@ fn entries_that_are_no_tensors() {
     );
 }
 
+// rows 8, 9, 10, 11
 #[test]
 fn sizes_that_do_not_fit() {
     let sized = |label, dtype: &str, shape: &str, n_data: usize, part| {
@@ -170,6 +176,7 @@ fn sizes_that_do_not_fit() {
     );
 }
 
+// row 7
 #[test]
 fn data_that_is_not_covered_once() {
     let u8s = |ranges: &[[u64; 2]]| {
@@ -195,6 +202,7 @@ fn data_that_is_not_covered_once() {
     );
 }
 
+// row 15
 #[test]
 fn a_file_that_is_cut_after_it_was_opened() {
     let model = ModelDir::llama();

@@ -16,6 +16,24 @@ fn sharded() -> ModelDir {
     model
 }
 
+/// A shard that is replaced while it is open is read as it was; one that is cut is an error.
+// row 15
+#[test]
+fn a_shard_that_changes_after_it_was_opened() {
+    let model = sharded();
+    let checkpoint = open(&model).expect("a right model");
+    let before = checkpoint.read(EMBEDDING).expect("readable");
+    std::fs::rename(model.file(SECOND), model.file("moved")).expect("it can be moved");
+    model.write(SECOND, vec![0xFF; 1_000_000]);
+    assert_eq!(checkpoint.read(EMBEDDING).expect("readable"), before);
+    let last = "model.layers.0.mlp.down_proj.weight";
+    checkpoint.read(last).expect("the open file is the one that was moved");
+    model.write("moved", b"");
+    let error = checkpoint.read(last).expect_err("its bytes are gone");
+    let said = error.to_string();
+    assert!(said.contains(SECOND) && said.contains("the file ends early") && error.exit_code() == 3, "{said}");
+}
+
 /// A sharded model that `change` breaks.
 fn broken(label: &'static str, change: impl Fn(&ModelDir) + 'static, expect: Expect) -> super::Case {
     let breakage = move |model: &ModelDir| {
@@ -50,6 +68,7 @@ fn one_file_goes_before_the_index() {
     open(&model).expect("as transformers, model.safetensors is taken");
 }
 
+// row 14
 #[test]
 fn names_in_the_index() {
     let mut cases = vec![
@@ -68,6 +87,7 @@ fn names_in_the_index() {
     refuse(cases, open);
 }
 
+// row 14
 #[test]
 fn an_index_of_the_wrong_form() {
     let text =
@@ -133,6 +153,7 @@ fn tensors_that_the_index_forgets_are_still_the_models() {
     Tensor("", "stray", "config.json does not ask for it").check(model.path(), &error).expect("the error of the test");
 }
 
+// row 14
 #[cfg(unix)]
 #[test]
 fn links_stay_inside_the_model_or_its_hub_cache() {
@@ -144,6 +165,18 @@ fn links_stay_inside_the_model_or_its_hub_cache() {
     symlink(&stolen, model.file(FIRST)).expect("a link");
     let error = open(&model).expect_err("a link out of the directory");
     File(FIRST, "outside the model's directory").check(model.path(), &error).expect("the error of the test");
+
+    for (target, part) in [
+        ("/dev/zero", "outside the model's directory"),
+        ("../stolen", "which is not there"),
+        (FIRST, "which is not there"),
+        (".", "not a regular file"),
+    ] {
+        std::fs::remove_file(model.file(FIRST)).expect("a link");
+        symlink(target, model.file(FIRST)).expect("a link");
+        let said = open(&model).expect_err(target).to_string();
+        assert!(said.contains(part), "{target}: {said}");
+    }
 
     // The hub's cache: snapshots/REVISION/FILE links to blobs/HASH.
     let hub = tempfile::tempdir().expect("a directory");

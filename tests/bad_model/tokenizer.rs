@@ -5,6 +5,7 @@ use super::{Case, Expect, case, refuse};
 use Expect::{Field, File};
 use proxytune::Error;
 use proxytune::checkpoint::Source;
+use proxytune::engine::trio::{Trio, TrioSources};
 use proxytune::text::Tokenizer;
 use serde_json::{Value, json};
 
@@ -25,6 +26,7 @@ fn text(label: &'static str, text: impl Into<Vec<u8>>, part: &'static str) -> Ca
     case(label, move |model| model.write(FILE, &text), File(FILE, part))
 }
 
+// row 34
 #[test]
 fn files_that_are_no_tokenizers() {
     let deep = format!("{{\"model\":{}", "[".repeat(100_000));
@@ -39,12 +41,18 @@ fn files_that_are_no_tokenizers() {
             text("deep", deep, "line 1"),
             text("deep decoder", deep_decoder, "recursion limit exceeded"),
             text("over 64 MiB", vec![b' '; (64 << 20) + 1], "67108865 bytes, the limit is 67108864"),
+            case(
+                "1 GiB, of which nothing is read",
+                |model| std::fs::File::create(model.file(FILE)).and_then(|file| file.set_len(1 << 30)).expect("a file"),
+                File(FILE, "1073741824 bytes, the limit"),
+            ),
             set("another version", "/version", json!("2.0"), File(FILE, "Unknown tokenizer version")),
         ],
         open,
     );
 }
 
+// row 34
 #[test]
 fn models_that_are_not_read() {
     let model = |label, value, field, part| set(label, "/model", value, Field(FILE, field, part));
@@ -80,6 +88,7 @@ fn models_that_are_not_read() {
     );
 }
 
+// row 36
 #[test]
 fn merges_that_make_no_token() {
     let merges = |label, value, field, part| set(label, "/model/merges", value, Field(FILE, field, part));
@@ -106,6 +115,39 @@ fn merges_that_make_no_token() {
     );
 }
 
+/// Ids between others that no token has are never sampled, and no text has them.
+// row 35
+#[test]
+fn ids_that_are_left_out() {
+    let model = ModelDir::llama();
+    model.edit(FILE, |json| {
+        let vocab = json["model"]["vocab"].as_object_mut().expect("an object");
+        vocab.shift_remove("~").expect("it is there");
+    });
+    let tokenizer = open(&model).expect("a gap is no fault");
+    let gap = u32::from(b'~');
+    assert_eq!((tokenizer.n_ids(), tokenizer.bytes_of(gap)), (super::model::N_IDS, None));
+    assert!(!tokenizer.encode_raw("a~b").expect("the letter is left out").contains(&gap));
+    let trio = Trio::open(&TrioSources::alone(Source::directory(model.path())), &[]).expect("a right model");
+    assert!(!trio.vocabulary().is_live(gap) && trio.vocabulary().is_live(gap - 1));
+}
+
+/// As many merges as the file has room for are read once; a merge that stands again changes nothing.
+// row 36
+#[test]
+fn merges_without_number() {
+    let model = ModelDir::llama();
+    let plain = open(&model).expect("a right model").encode_raw("hello there").expect("a short text");
+    model.edit(FILE, |json| {
+        let merges = json["model"]["merges"].as_array_mut().expect("a list");
+        let again = merges.clone();
+        (0..50_000).for_each(|_| merges.extend(again.iter().cloned()));
+    });
+    let many = open(&model).expect("200,004 merges").encode_raw("hello there").expect("a short text");
+    assert_eq!(many, plain);
+}
+
+// row 35
 #[test]
 fn ids_that_do_not_work() {
     let id = |label, value, expect| set(label, "/model/vocab/hell", value, expect);
@@ -137,6 +179,7 @@ fn ids_that_do_not_work() {
     );
 }
 
+// row 34
 #[test]
 fn parts_of_the_pipeline_that_are_not_read() {
     let part = |label, field: &'static str, value: Value, part| {
@@ -286,6 +329,7 @@ fn parts_of_the_pipeline_that_are_not_read() {
     );
 }
 
+// row 38
 #[test]
 fn tokenizer_config() {
     let set = |name: &'static str, value: Value, part| {
@@ -311,6 +355,15 @@ fn tokenizer_config() {
     assert_eq!(open(&model).expect("the long form").eos_id(), Some(super::model::USER));
     model.remove(CONFIG);
     assert_eq!(open(&model).expect("it may be absent").eos_id(), None);
+    // No EOS anywhere: said, because every response then goes on to max_tokens.
+    model.write("generation_config.json", "{}");
+    for eos in [json!(null), json!(-1), json!(super::model::N_IDS), json!(u32::MAX)] {
+        model.set("config.json", "/eos_token_id", eos);
+        let trio = Trio::open(&TrioSources::alone(Source::directory(model.path())), &[]).expect("it can still run");
+        assert_eq!(trio.vocabulary().stop_ids, [0u32; 0]);
+        let said = trio.warnings().join("\n");
+        assert!(said.contains("no stop id can be sampled: a response ends only at max_tokens"), "{said}");
+    }
 }
 
 #[test]

@@ -44,6 +44,7 @@ fn vocabulary_error(result: Result<Trio>, parts: &[&str]) {
     parts.iter().for_each(|part| assert!(text.contains(part), "{text:?} does not say {part:?}"));
 }
 
+// row 32
 #[test]
 fn an_id_that_differs_is_named_with_its_three_strings() {
     let models = three();
@@ -68,6 +69,7 @@ fn an_id_that_differs_is_named_with_its_three_strings() {
     vocabulary_error(open(&models, &[]), &["token id 125", ", and 1 other ids differ"]);
 }
 
+// row 32
 #[test]
 fn widths_that_differ_by_padding_fit() {
     let models = three();
@@ -79,6 +81,7 @@ fn widths_that_differ_by_padding_fit() {
     assert_eq!(trio.vocabulary().stop_ids, [END]);
 }
 
+// row 35
 #[test]
 fn a_model_too_narrow_for_its_own_tokenizer() {
     let models = three();
@@ -114,6 +117,7 @@ fn policies_that_make_no_sense() {
     assert!(error.to_string().contains("id 261 is past the 261 rows of logits of expert"), "{error}");
 }
 
+// row 38
 #[test]
 fn stops_are_the_union_of_the_roles() {
     let models = three();

@@ -1,12 +1,15 @@
 //! Text on both ends of the walk: ids as the reference implementation gives them, prompts as transformers renders them, and
 //! bytes back to text that is never taken back. `golden.py` here makes the committed files.
 
+mod limits;
 #[path = "../common/model.rs"]
 mod model;
 mod prompt;
 mod stream;
 mod template;
 mod tokenizer;
+#[path = "../common/whole_text.rs"]
+mod whole_text;
 
 use proxytune::checkpoint::Source;
 use proxytune::text::Tokenizer;

@@ -38,6 +38,7 @@ fn request(text: &str, chat: Roles) -> PromptRequest {
     PromptRequest { text: text.into(), chat, ..PromptRequest::default() }
 }
 
+// row 40
 #[test]
 fn a_bare_prompt_is_parsed_and_a_chat_s_content_is_text() {
     let raw = encode(&trio(), &request("a<|end|>", Roles::NONE)).expect("a right prompt");
@@ -72,6 +73,7 @@ fn refused(models: &[ModelDir; 3], request: &PromptRequest, param: &str, part: &
     assert!(error.to_string().contains(part), "{error}");
 }
 
+// rows 39, 54
 #[test]
 fn requests_that_make_no_prompt() {
     refused(&trio(), &request("", Roles::NONE), "prompt", "gives no token for base");
@@ -86,6 +88,24 @@ fn requests_that_make_no_prompt() {
     refused(&models, &request("a", Roles::EXPERT), "chat", "only questions");
 }
 
+/// A template that is wrong stops the chats of its role, with its file and line, and nothing else.
+// row 46
+#[test]
+fn a_broken_template_stops_chats_alone() {
+    let models = trio();
+    models[1].write("chat_template.jinja", "a\nb\n{% if %}");
+    let plain = encode(&models, &request("a", Roles::NONE)).expect("no chat is asked for");
+    assert_eq!(plain.ids, [0, 1, 2].map(|_| bytes("a")));
+    let error = encode(&models, &request("a", Roles::EXPERT)).expect_err("a chat is asked for");
+    assert!(matches!(&error, Error::File { path, .. } if *path == models[1].file("chat_template.jinja")), "{error:?}");
+    assert!(error.to_string().contains("chat template: line 3: syntax error"), "{error}");
+    let mut open = open(&models);
+    models[0].write("mended.jinja", TEMPLATE);
+    open.set_chat_template(&models[0].file("mended.jinja")).expect("a right template");
+    request("a", Roles::EXPERT).encode(&open.role_texts()).expect("it stands in for the broken one");
+}
+
+// row 35
 #[test]
 fn an_id_without_a_row_is_refused_with_its_role() {
     let models = trio();

@@ -1,20 +1,8 @@
 //! Bytes to text that is never taken back, against a plain search of the whole text.
 
-use proxytune::text::TextStream;
-
-/// What the text of `bytes` is up to the stop string that is complete first (of those, the one that begins first), and
-/// which it was.
-fn reference(bytes: &[u8], stops: &[String]) -> (String, Option<usize>) {
-    let text = String::from_utf8_lossy(bytes).into_owned();
-    let found = stops.iter().enumerate().filter(|(_, stop)| !stop.is_empty());
-    // The first occurrence is also the one that ends first.
-    let found =
-        found.filter_map(|(index, stop)| text.find(stop.as_str()).map(|start| (start + stop.len(), start, index)));
-    match found.min() {
-        Some((_, start, index)) => (text[..start].to_string(), Some(index)),
-        None => (text, None),
-    }
-}
+use super::tokenizer;
+use super::whole_text::whole_text;
+use proxytune::text::{TextStream, Tokenizer};
 
 fn streamed(chunks: &[&[u8]], stops: &[String]) -> (String, Option<usize>) {
     let mut stream = TextStream::new(stops.to_vec());
@@ -30,6 +18,7 @@ fn strings(list: &[&str]) -> Vec<String> {
 }
 
 /// What each chunk sets free.
+// rows 44, 45
 #[test]
 fn what_is_shown_when() {
     type Case<'a> = (&'a str, &'a [&'a str], &'a [&'a [u8]], &'a [&'a str], Option<usize>);
@@ -101,6 +90,7 @@ const PIECES: &[&[u8]] = &[
     b"",
 ];
 
+// rows 44, 45
 #[test]
 fn streaming_equals_the_whole_text_however_it_is_cut() {
     let mut random = Random(0x9E37_79B9_7F4A_7C15);
@@ -121,7 +111,7 @@ fn streaming_equals_the_whole_text_however_it_is_cut() {
         cuts.sort_unstable();
         let chunks: Vec<&[u8]> = cuts.windows(2).map(|pair| &bytes[pair[0]..pair[1]]).collect();
 
-        let (whole, stopped) = reference(&bytes, &stops);
+        let (whole, stopped) = whole_text(&bytes, &stops);
         let (shown, stopped_by) = streamed(&chunks, &stops);
         // Equal stop strings have two indices.
         let names = |index: Option<usize>| index.map(|index| &stops[index]);
@@ -131,7 +121,89 @@ fn streaming_equals_the_whole_text_however_it_is_cut() {
     assert!((4_000..16_000).contains(&n_stopped), "{n_stopped} of 20,000 texts are stopped");
 }
 
+/// Texts whose characters the tokenizers here split over two to seven tokens, and letters that stop strings are made of.
+const TEXTS: &[&str] = &[
+    "é",
+    " 日本語",
+    "👩‍👩‍👧‍👦",
+    "🇫🇷",
+    "a\u{301}",
+    "the",
+    " sister",
+    "\n\nQ:",
+    "\u{FFFD}",
+    "aab",
+    "</s>",
+    "<|im_end|>",
+    "▁",
+    "\0",
+];
+
+/// Ids of a response: texts, whole or cut anywhere, and ids by chance, among them halves of characters.
+fn random_ids(random: &mut Random, tokenizer: &Tokenizer, texts: &[Vec<u32>]) -> Vec<u32> {
+    let mut ids = Vec::new();
+    for _ in 0..random.below(6) {
+        let text = &texts[random.below(texts.len())];
+        match random.below(8) {
+            0 => ids.push(random.below(tokenizer.n_ids()) as u32),
+            1 => ids.extend(&text[random.below(text.len())..]),
+            2 => ids.extend(&text[..random.below(text.len())]),
+            _ => ids.extend(text),
+        }
+    }
+    ids
+}
+
+/// Up to three pieces of the text, or of another.
+fn random_stops(random: &mut Random, text: &str) -> Vec<String> {
+    let n = random.below(4);
+    let piece = |random: &mut Random| {
+        let text = if random.below(4) == 0 { TEXTS[random.below(TEXTS.len())] } else { text };
+        let mut bounds = [0, 0].map(|_| random.below(text.len() + 1));
+        bounds.sort_unstable();
+        text.chars().skip(bounds[0] / 2).take(1 + (bounds[1] - bounds[0]) / 3).collect::<String>()
+    };
+    (0..n).map(|_| piece(random)).collect()
+}
+
+/// A stream of tokens shows, byte for byte, what the whole response decodes to, up to the first stop string.
+// rows 44, 45
+#[test]
+fn a_million_responses_stream_as_they_decode() {
+    let mut random = Random(44);
+    let (mut n_stopped, mut n_replaced, mut n_split) = (0, 0, 0);
+    for name in ["qwen2", "llama2"] {
+        let tokenizer = tokenizer(name);
+        let encode = |text: &&str| tokenizer.encode_templated(text).expect("a short text");
+        let texts: Vec<Vec<u32>> = TEXTS.iter().map(encode).collect();
+        for round in 0..500_000 {
+            let ids = random_ids(&mut random, &tokenizer, &texts);
+            let decoded = tokenizer.text_of(&ids);
+            let stops = random_stops(&mut random, &decoded);
+            let bytes: Vec<u8> = ids.iter().flat_map(|&id| tokenizer.shown_bytes(id)).copied().collect();
+            let (whole, stopped) = whole_text(&bytes, &stops);
+            assert!(decoded.starts_with(&whole), "{name}, round {round}: {ids:?} {stops:?}");
+            let chunks: Vec<&[u8]> = ids.iter().map(|&id| tokenizer.shown_bytes(id)).collect();
+            let (shown, stopped_by) = streamed(&chunks, &stops);
+            let names = |index: Option<usize>| index.map(|index| &stops[index]);
+            assert_eq!(
+                (&shown, names(stopped_by)),
+                (&whole, names(stopped)),
+                "{name}, round {round}: {ids:?} {stops:?}"
+            );
+            n_stopped += usize::from(stopped.is_some());
+            n_replaced += usize::from(std::str::from_utf8(&bytes).is_err());
+            n_split += usize::from(chunks.iter().any(|chunk| std::str::from_utf8(chunk).is_err()));
+        }
+    }
+    // Each kind of response comes up often.
+    for n in [n_stopped, n_replaced, n_split] {
+        assert!((100_000..900_000).contains(&n), "{n_stopped} stopped, {n_replaced} invalid, {n_split} split");
+    }
+}
+
 /// Only what may begin a stop string is held back: never more than the longest one less a character.
+// row 45
 #[test]
 fn nothing_is_held_longer_than_it_must() {
     let mut random = Random(7);

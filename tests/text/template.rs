@@ -60,6 +60,7 @@ fn refused(label: &str, text: &str, part: &str) {
     assert!(said.len() < 1_000, "{label}: {} bytes of message", said.len());
 }
 
+// row 46
 #[test]
 fn templates_that_are_wrong() {
     refused("syntax", "a\nb\n{% if %}", "line 3: syntax error");
@@ -76,6 +77,7 @@ fn templates_that_are_wrong() {
     refused("too long", &long, "32775 bytes, the limit is 32768");
 }
 
+// row 51
 #[test]
 fn templates_reach_nothing_outside() {
     refused("another file", "{% include '/etc/passwd' %}", "unknown statement include");
@@ -89,6 +91,7 @@ fn templates_reach_nothing_outside() {
     );
 }
 
+// rows 48, 49
 #[test]
 fn templates_that_never_end() {
     let steps = "more than 250000 steps";
@@ -112,6 +115,16 @@ fn templates_that_never_end() {
         steps,
     );
     refused("joining", "{% set a = 'a' * 10000 %}{{ range(100000) | join(range(100000) | join(a)) | length }}", steps);
+    // Views of views, each of which the machine would count through all below it.
+    let namespace = |step: &str| {
+        format!(
+            "{{% set ns = namespace(a=[1, 2]) %}}{{% for i in range(100000) %}}{{% set ns.a = {step} %}}{{% endfor %}}"
+        )
+    };
+    refused("slices of slices", &namespace("ns.a[:1]"), steps);
+    refused("slices upside down", &namespace("ns.a[::-1]"), steps);
+    refused("a list on itself", &namespace("ns.a | chain(ns.a)"), "unknown filter");
+    refused("a slice of a long list", "{{ ([1] * 100000000)[1:] | length }}", steps);
     refused("a list repeated, as JSON", "{{ ([1] * 100000000) | tojson | length }}", "output limit");
     refused(
         "4 MiB of output",
@@ -121,6 +134,7 @@ fn templates_that_never_end() {
 }
 
 /// Depth that would overflow a thread's usual stack.
+// row 47
 #[test]
 fn templates_of_great_depth() {
     let parens = format!("{{{{ {}1{} }}}}", "(".repeat(10_000), ")".repeat(10_000));
@@ -128,14 +142,21 @@ fn templates_of_great_depth() {
     refused("lists", &parens.replace('(', "[").replace(')', "]"), "recursion limit");
     let ifs = format!("{}{}", "{% if x %}".repeat(1_500), "{% endif %}".repeat(1_500));
     refused("ifs", &ifs, "recursion limit");
+    // Where the compiler would take the square of their number in time.
+    for operator in ["+x", "~x", "**x", "//x", "*1", "-(-x)"] {
+        let many = format!("{{{{ x{} }}}}", operator.repeat(30_000 / operator.len()));
+        refused(operator, &many, "operators, the limit is 2000");
+    }
+    refused("minuses", &format!("{{{{ {}x }}}}", "-".repeat(32_000)), "32000 operators");
     // A chain is parsed in a loop, but compiled by recursion: these pass or are refused, and must come back.
     for (link, n) in [
         (".b", 16_000),
         ("[0]", 10_000),
         ("()", 16_000),
         ("|e", 16_000),
-        ("+x", 4_000),
-        ("~x", 4_000),
+        ("+x", 2_000),
+        ("~x", 2_000),
+        ("[1:]", 8_000),
         (" is defined", 2_900),
         (" if x else x", 2_600),
     ] {
@@ -156,6 +177,29 @@ fn templates_of_great_depth() {
     }
 }
 
+/// Slices are this crate's own; the places they take are tested beside them.
+#[test]
+fn slices_are_those_of_python() {
+    for (slice, expected) in [
+        ("'héllo'[1:3]", "él"),
+        ("'héllo'[::-1]", "olléh"),
+        ("'héllo'[-3:-1]", "ll"),
+        ("[1, 2, 3][1:]", "[2, 3]"),
+        ("[1, 2, 3][::2]", "[1, 3]"),
+        ("[1, 2, 3][:-1][::-1]", "[2, 1]"),
+        ("[1, 2, 3][1:][0]", "2"),
+        ("messages[1:] | length", "0"),
+        ("range(10)[2:8:3] | list", "[2, 5]"),
+        ("'a:b[1:]'[1:] ~ {'k': [1]}['k'][0]", ":b[1:]1"),
+    ] {
+        assert_eq!(render(&format!("{{{{ {slice} }}}}")).expect(slice), expected, "{slice}");
+    }
+    refused("a slice of no steps", "{{ 'a'[::0] }}", "cannot slice by step size of 0");
+    refused("a slice of a number", "{{ 1[1:] }}", "");
+    refused("a slice of a mapping", "{{ {'a': 1}[1:] }}", "cannot be sliced");
+}
+
+// row 50
 #[test]
 fn what_a_template_raises_is_about_the_request() {
     let raise = |text: &str| render(&format!("\n{{{{ raise_exception({text}) }}}}")).expect_err("it raises");

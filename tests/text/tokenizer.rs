@@ -143,6 +143,7 @@ fn special_and_added_tokens() {
     assert!(llama2.warnings.is_empty() && qwen2.warnings.is_empty());
 }
 
+// row 42
 #[test]
 fn a_text_at_the_limit_and_past_it() {
     for name in ["demo", "qwen2", "llama2"] {
@@ -155,6 +156,7 @@ fn a_text_at_the_limit_and_past_it() {
 }
 
 /// Special tokens inside contents are text: the ids of the parts, put together.
+// row 40
 #[test]
 fn guarded_contents_hold_no_special_token() {
     let tokenizer = tokenizer("qwen2");

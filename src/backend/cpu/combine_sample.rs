@@ -4,18 +4,16 @@
 //! expert, anti-expert read once), which also leaves the best score of each chunk of ids. Most of the rest looks only at
 //! chunks that matter. What parts give is put together in their order, so that nothing depends on who ran them.
 
+use super::draw::{Best, DRAWN, Dice, DrawAll, DrawSome};
 use super::select::{Candidate, Filters, Scores};
 use super::simd::Kernel;
 use super::*;
-use crate::backend::math::{gumbel, philox, philox_lanes};
 
 const NEG_INF: f32 = f32::NEG_INFINITY;
 /// Ids that share the best of their scores, so that searches pass over them at once.
 pub(super) const CHUNK: usize = 128;
 /// Ids of a part: a thread's task.
 pub(super) const PART: usize = 32 * CHUNK;
-/// Ids drawn at once: 16 of Philox's counters.
-const DRAWN: usize = 64;
 
 pub(super) fn run(cpu: &Cpu, op: CombineSample<'_, Cpu>) {
     let width = 32 * op.params.mask_words as usize;
@@ -388,122 +386,6 @@ pub(super) const BITS: [u32; 32] = {
     }
     bits
 };
-
-/// What step 9 needs, and a score that the winner reaches: the likeliest id's.
-#[derive(Clone, Copy)]
-struct Dice {
-    seed: [u32; 2],
-    rest: [u32; 3],
-    reached: f32,
-}
-
-/// The best of some scores of step 9; ties to the lowest id.
-#[derive(Clone, Copy)]
-struct Best {
-    score: f32,
-    id: usize,
-}
-
-impl Default for Best {
-    fn default() -> Self {
-        Best { score: NEG_INF, id: 0 }
-    }
-}
-
-impl Best {
-    /// The id of the best of all, given in order of ids.
-    fn of(parts: impl Iterator<Item = Best>) -> usize {
-        parts.fold(Best::default(), |best, part| if part.score > best.score { part } else { best }).id
-    }
-}
-
-impl Dice {
-    /// `likeliest` has t = 0.
-    fn new(slot: &Slot, likeliest: usize) -> Self {
-        let (seed, rest) = (slot.seed, [slot.produced, slot.sample_index, 0]);
-        let random = philox([likeliest as u32 / 4, rest[0], rest[1], rest[2]], seed);
-        Dice { seed, rest, reached: gumbel(random[likeliest % 4]) }
-    }
-
-    /// Draws among [`DRAWN`] ids, or as many as the row has left, from `first` on.
-    #[inline(always)]
-    fn draw(&self, t: &[f32], first: usize, best: &mut Best) {
-        let mut padded = [NEG_INF; DRAWN];
-        padded[..t.len()].copy_from_slice(t);
-        let words = philox_lanes(first as u32 / 4, self.rest, self.seed);
-        let mut random = [0; DRAWN];
-        for group in 0..DRAWN / 4 {
-            for word in 0..4 {
-                random[4 * group + word] = words[word][group];
-            }
-        }
-        let mut may_win = 0;
-        for (t, &x) in padded.iter().zip(&random) {
-            may_win |= u32::from(t + gumbel_bound(x) >= self.reached);
-        }
-        if may_win == 0 {
-            return;
-        }
-        for (index, (t, x)) in padded.iter().zip(random).enumerate() {
-            if t + gumbel_bound(x) >= larger(self.reached, best.score) && t + gumbel(x) > best.score {
-                *best = Best { score: t + gumbel(x), id: first + index };
-            }
-        }
-    }
-}
-
-/// A part of a row without filters: scores to t, and the draw among them.
-struct DrawAll<'a> {
-    dice: Dice,
-    first: usize,
-    row: &'a mut [f32],
-    best: f32,
-    scale: f32,
-}
-
-impl Kernel for DrawAll<'_> {
-    type Output = Best;
-
-    #[inline(always)]
-    fn run(self) -> Best {
-        let mut drawn = Best::default();
-        for (chunk, row) in self.row.chunks_mut(DRAWN).enumerate() {
-            for s in row.iter_mut() {
-                *s = (*s - self.best) * self.scale;
-            }
-            self.dice.draw(row, self.first + chunk * DRAWN, &mut drawn);
-        }
-        drawn
-    }
-}
-
-/// The draw among ids that begin at `firsts`, [`DRAWN`] each.
-struct DrawSome<'a> {
-    dice: Dice,
-    row: &'a [f32],
-    firsts: &'a [usize],
-}
-
-impl Kernel for DrawSome<'_> {
-    type Output = Best;
-
-    #[inline(always)]
-    fn run(self) -> Best {
-        let mut drawn = Best::default();
-        for &first in self.firsts {
-            self.dice.draw(&self.row[first..self.row.len().min(first + DRAWN)], first, &mut drawn);
-        }
-        drawn
-    }
-}
-
-/// No less than gumbel(x), at the cost of a few instructions: -ln(-log1p(-v)) <= -ln v, and v is at least x's upper 24
-/// bits times 2^-24, of which the exponent counts.
-#[inline(always)]
-fn gumbel_bound(x: u32) -> f32 {
-    let exponent = ((x >> 8) as i32 as f32).to_bits() >> 23;
-    0.694 * (127 + 24 - exponent as i32) as f32
-}
 
 /// NaN or +inf, by bits.
 #[inline(always)]

@@ -6,6 +6,7 @@
 
 mod attention;
 mod combine_sample;
+mod draw;
 mod embed;
 mod matmul_add;
 mod matrix;

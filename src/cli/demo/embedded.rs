@@ -46,10 +46,14 @@ pub(super) struct TargetAnswer {
 /// The demo's three models.
 pub fn sources() -> TrioSources {
     TrioSources {
-        base: Source::Embedded { name: "demo/base", files: BASE },
-        expert: Some(Source::Embedded { name: "demo/expert", files: EXPERT }),
-        anti_expert: Some(Source::Embedded { name: "demo/anti-expert", files: ANTI_EXPERT }),
+        base: source("demo/base", BASE),
+        expert: Some(source("demo/expert", EXPERT)),
+        anti_expert: Some(source("demo/anti-expert", ANTI_EXPERT)),
     }
+}
+
+fn source(name: &'static str, files: Files) -> Source {
+    Source::memory(name, files.iter().map(|&(file, bytes)| (file, bytes.into())))
 }
 
 /// The held-out questions, those to show first.

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read, Seek};
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 /// Longest input that is not a file, which is held because it can be read once only.
 const MAX_HELD_BYTES: u64 = 1 << 30;
@@ -152,15 +153,27 @@ impl Parsed {
     }
 }
 
+/// The requests of one line of `generate -i`, one per sample, checked in full against the models. What the line does not
+/// name has the library's default.
+pub fn requests_of_line(line: &[u8], trio: &Trio) -> Result<Vec<Request>> {
+    static PARSER: LazyLock<Parser> = LazyLock::new(|| Parser::over(&RequestFields::default(), None));
+    let line = Line { number: 1, index: 0, bytes: Some(line.to_vec()) };
+    PARSER.parse(&line).requests(trio, &line, &PARSER)
+}
+
 impl Parser {
     pub(super) fn new(args: &GenerateArgs) -> Self {
-        let flags = match serde_json::to_value(&args.request).expect("fields are strings, numbers and lists") {
+        Self::over(&args.request, args.max_model_len)
+    }
+
+    fn over(flags: &RequestFields, max_model_len: Option<u32>) -> Self {
+        let flags = match serde_json::to_value(flags).expect("fields are strings, numbers and lists") {
             Value::Object(object) => object,
             _ => unreachable!("fields are an object"),
         };
         let names = |command: Command| command.get_arguments().map(|arg| arg.get_id().to_string()).collect();
         Self {
-            max_model_len: args.max_model_len,
+            max_model_len,
             flags,
             of_line: names(RequestFields::augment_args(Command::new("line"))),
             of_run: names(GenerateArgs::augment_args(Command::new("run"))),

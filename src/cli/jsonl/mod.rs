@@ -8,6 +8,8 @@ mod earlier;
 mod lines;
 mod output;
 
+pub use lines::requests_of_line;
+
 use super::args::GenerateArgs;
 use super::generate::{in_order, pair_is_moot, warn_of_moot_pair};
 use super::interrupt::Watch;
