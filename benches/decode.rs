@@ -5,12 +5,12 @@
 //! ANTI-EXPERT` directories. Medians over interleaved runs, because machines are noisy. The floor is the ratio of bytes:
 //! the three models' weights over the base's.
 
+mod common;
+
 use proxytune::backend::cpu::ReadRate;
-use proxytune::checkpoint::Source;
-use proxytune::cli::demo;
 use proxytune::engine::event::Event;
 use proxytune::engine::request::{Request, Sampling};
-use proxytune::engine::trio::{Trio, TrioSources};
+use proxytune::engine::trio::Trio;
 use proxytune::engine::worker::{BackendChoice, EngineOptions, Handle};
 use std::sync::Arc;
 
@@ -22,13 +22,7 @@ const PROMPT: usize = 512;
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     let (names, dirs): (Vec<_>, Vec<_>) = args.into_iter().partition(|arg| ["cpu", "wgpu"].contains(&arg.as_str()));
-    let sources = match dirs.as_slice() {
-        [base, expert, anti] => {
-            let [base, expert, anti] = [base, expert, anti].map(Source::directory);
-            TrioSources { base, expert: Some(expert), anti_expert: Some(anti) }
-        }
-        _ => demo::sources(),
-    };
+    let sources = common::sources(&dirs);
     let trio = Arc::new(Trio::open(&sources, &[]).expect("the models open"));
     let bytes = |member: usize| -> usize { trio.checkpoints()[member].tensors().map(|(_, t)| t.n_bytes).sum() };
     let total: usize = (0..trio.checkpoints().len()).map(bytes).sum();

@@ -153,16 +153,16 @@ impl<B: Backend> Bench<'_, B> {
         seconds.sort_by(f64::total_cmp);
         let seconds = seconds[PASSES / 2];
         let mut one_row = self.one_row.borrow_mut();
-        let times = seconds / if self.n_rows == 1 { seconds } else { *one_row.get(op).unwrap_or(&f64::NAN) };
         if self.n_rows == 1 {
             one_row.insert(op.into(), seconds);
         }
+        let times = one_row.get(op).map_or(String::new(), |one| format!("{:.2}", seconds / one));
         let (model, n_rows, bytes) = (self.model.name, self.n_rows, least.bytes as f64);
         let floor = (bytes / self.rates.read_rate).max(least.multiply_adds as f64 / self.rates.multiply_rate);
         let (megabytes, rate, share) = (bytes / 1e6, bytes / seconds / 1e9, 100.0 * floor / seconds);
         let (us, floor) = (1e6 * seconds, 1e6 * floor);
         println!(
-            "| {op} | {model} | {n_rows} | {megabytes:.3} | {floor:.1} | {us:.1} | {rate:.2} | {share:.0} % | {times:.2} |"
+            "| {op} | {model} | {n_rows} | {megabytes:.3} | {floor:.1} | {us:.1} | {rate:.2} | {share:.0} % | {times} |"
         );
         Ok(())
     }
@@ -382,9 +382,14 @@ impl<B: Backend> Bench<'_, B> {
                 self.backend.combine_sample(pass, op);
             })?;
         }
+        // Where a slot drew nothing there is nothing to record, and the lines above may have been left out.
+        let mut pass = self.backend.begin();
+        let slots = nucleus;
+        let op = CombineSample { slots, scores, counts, base, expert, anti, samples, constraints, n_samples, params };
+        self.backend.combine_sample(&mut pass, op);
+        self.backend.collect(self.backend.submit(pass, &[])?)?;
         let params = RecordParams { n_ids, strides, mask_words, n_top: 10, reserved: [0; 2] };
         self.line("record", Least::bytes(4 * 4 * rows * n_vocab), |pass, _| {
-            let slots = nucleus;
             let op = Record { records, slots, scores, base, expert, anti, samples, constraints, n_samples, params };
             self.backend.record(pass, op);
         })

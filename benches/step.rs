@@ -5,14 +5,14 @@
 //! On the CPU ops run when they are recorded; elsewhere an op's time is that of recording it, and the device's is in
 //! `collect`, the wait. What no call of the backend took is the host's: building batches, text, events.
 
+mod common;
+
 use proxytune::Result;
 use proxytune::backend::cpu::Cpu;
 use proxytune::backend::wgpu::{Options, Wgpu};
 use proxytune::backend::*;
-use proxytune::checkpoint::Source;
-use proxytune::cli::demo;
 use proxytune::engine::request::{Request, Sampling};
-use proxytune::engine::trio::{Trio, TrioSources};
+use proxytune::engine::trio::Trio;
 use proxytune::engine::worker::{EngineOptions, Handle};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -179,13 +179,7 @@ impl<B: Backend> Backend for Timed<B> {
 
 fn main() -> Result<()> {
     let dirs: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
-    let sources = match dirs.as_slice() {
-        [base, expert, anti] => {
-            let [base, expert, anti] = [base, expert, anti].map(Source::directory);
-            TrioSources { base, expert: Some(expert), anti_expert: Some(anti) }
-        }
-        _ => demo::sources(),
-    };
+    let sources = common::sources(&dirs);
     let trio = Arc::new(Trio::open(&sources, &[])?);
     println!("| backend | batch | step us | host | share | {} |", PARTS.join(" | "));
     println!("|---|{}", "---:|".repeat(4 + PARTS.len()));

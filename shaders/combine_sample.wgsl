@@ -1,10 +1,10 @@
 // Three rows of logits to one id per sample, and the slot moved on: difference, masks, penalties, filters, draw. Order
 // of operations: CombineSample in src/backend/mod.rs. Twin: src/backend/cpu/combine_sample.rs.
 //
-// slots [n_slots], scores [n_slots][2][32 * mask_words] bits of f32, counts [n_slots][32 * mask_words], base, expert and
-// anti rows of a stride each, samples [n_samples]. One workgroup: one sample, all of it, since WGSL has no barrier
-// between workgroups; threads take ids four by four. Reads each row once, the processed scores once per pass; writes
-// both scores.
+// slots [n_slots], scores [n_slots][2][32 * mask_words] bits of f32, counts [n_slots][32 * mask_words], base, expert
+// and anti rows of a stride each, samples [n_samples]. One workgroup: one sample, all of it, since WGSL has no barrier
+// between workgroups; thread t has the fours t, t + N_THREADS, ... of the ids in every pass. Reads each row once, the
+// processed scores once per pass; writes both scores.
 
 @group(0) @binding(0) var<storage, read_write> slots: array<Slot>;
 @group(0) @binding(1) var<storage, read_write> scores: array<vec4<u32>>;
@@ -165,26 +165,34 @@ fn combine(has_base_mask: bool) -> bool {
     return workgroupUniformLoad(&verdict) == ALL_FINITE;
 }
 
+// A thread changes only its own fours, and whole ones: a store of one component may touch the others.
+fn is_own(id: u32) -> bool {
+    return id < params.n_ids && (id / 4u) % N_THREADS == thread;
+}
+
 // The rest of step 4, and step 5: what only few ids have.
 fn narrow() {
-    storageBarrier();
-    if slots[sample.slot].produced < slots[sample.slot].min_tokens && thread < slots[sample.slot].n_stop_ids {
-        let id = slots[sample.slot].stop_ids[thread];
-        if id < params.n_ids {
-            scores[processed + id / 4u][id % 4u] = NEG_INF;
+    let slot = &slots[sample.slot];
+    if (*slot).produced < (*slot).min_tokens {
+        for (var i = 0u; i < (*slot).n_stop_ids; i++) {
+            let id = (*slot).stop_ids[i];
+            if is_own(id) {
+                let at = processed + id / 4u;
+                scores[at] = select(scores[at], vec4(NEG_INF), ids_of(id / 4u) == vec4(id));
+            }
         }
     }
-    storageBarrier();
-    let n_biases = slots[sample.slot].n_biases;
     let biases = own + 2u * params.mask_words;
-    for (var i = thread; i < n_biases; i += N_THREADS) {
+    for (var i = 0u; i < (*slot).n_biases; i++) {
         let id = constraints[biases + 2u * i];
-        if id < params.n_ids && scores[processed + id / 4u][id % 4u] != NEG_INF {
-            let s = bitcast<f32>(scores[processed + id / 4u][id % 4u]) + bitcast<f32>(constraints[biases + 2u * i + 1u]);
-            scores[processed + id / 4u][id % 4u] = bitcast<u32>(s);
+        if is_own(id) {
+            let at = processed + id / 4u;
+            let bits = scores[at];
+            let biased = bitcast<vec4<f32>>(bits) + bitcast<f32>(constraints[biases + 2u * i + 1u]);
+            let is_biased = (ids_of(id / 4u) == vec4(id)) & (bits != vec4(NEG_INF));
+            scores[at] = select(bits, bitcast<vec4<u32>>(biased), is_biased);
         }
     }
-    storageBarrier();
 }
 
 // Step 6 for one id that was counted.
@@ -205,14 +213,16 @@ fn penalised(bits: u32, count: u32) -> u32 {
 
 fn penalise() {
     let start = sample.slot * 32u * params.mask_words;
-    for (var id = thread; id < params.n_ids; id += N_THREADS) {
-        let count = counts[start + id];
-        let bits = scores[processed + id / 4u][id % 4u];
-        if count != 0u && bits != NEG_INF {
-            scores[processed + id / 4u][id % 4u] = penalised(bits, count);
+    for (var four = thread; 4u * four < params.n_ids; four += N_THREADS) {
+        var bits = scores[processed + four];
+        for (var i = 0u; i < 4u; i++) {
+            let count = counts[start + 4u * four + i];
+            if count != 0u && bits[i] != NEG_INF {
+                bits[i] = penalised(bits[i], count);
+            }
         }
+        scores[processed + four] = bits;
     }
-    storageBarrier();
 }
 
 // The best of what is left: (ordered bits, id).
@@ -226,7 +236,6 @@ fn best_left() -> vec2<u32> {
 
 // Step 9.
 fn draw() -> u32 {
-    storageBarrier();
     let seed = vec2(slots[sample.slot].seed[0], slots[sample.slot].seed[1]);
     let produced = slots[sample.slot].produced;
     let sample_index = slots[sample.slot].sample_index;

@@ -1,6 +1,6 @@
 // What every shader shares. A module is put together by src/backend/wgpu/pipelines.rs, in this order:
-// `const` lines from params.rs and math.rs, then `const` lines of the variant, common.wgsl, math.wgsl, the parts that
-// the op names (matmul.wgsl, ...), STEM.wgsl.
+// `const` lines from params.rs and math.rs, then `const` lines of the variant, the declarations of its weights,
+// common.wgsl, math.wgsl, the parts that the op names (matmul.wgsl, ...), STEM.wgsl.
 //
 // Convention of bindings: all in @group(0), numbered in the order of the fields of the op's struct in
 // src/backend/mod.rs: outputs, inputs, params. Buffers are var<storage>, read_write where the field says "Out" or

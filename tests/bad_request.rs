@@ -9,7 +9,7 @@ use proxytune::backend::params::{MAX_BIASES, MAX_RECORD_TOP, MAX_SLOTS, MAX_STOP
 use proxytune::checkpoint::Source;
 use proxytune::engine::event::{Completion, Event, FinishReason};
 use proxytune::engine::request::{Request, Sampling};
-use proxytune::engine::trio::{Trio, TrioSources};
+use proxytune::engine::trio::{Models, Trio, TrioSources};
 use proxytune::engine::worker::{BackendChoice, EngineOptions, Handle};
 use proxytune::{Error, Result};
 use std::sync::Arc;
@@ -132,9 +132,20 @@ fn ranges_of_counts_lists_and_texts() {
 }
 
 fn open(models: [&ModelDir; 3]) -> Arc<Trio> {
+    Arc::new(Trio::combine(open_models(models), &[]).expect("three that fit together"))
+}
+
+/// A trio whose weights may be NaN: what its logits do is what is asked.
+fn open_non_finite(models: [&ModelDir; 3]) -> Arc<Trio> {
+    let mut models = open_models(models);
+    models.allow_non_finite_weights();
+    Arc::new(Trio::combine(models, &[]).expect("three that fit together"))
+}
+
+fn open_models(models: [&ModelDir; 3]) -> Models {
     let [base, expert, anti] = models.map(|model| Source::directory(model.path()));
     let sources = TrioSources { base, expert: Some(expert), anti_expert: Some(anti) };
-    Arc::new(Trio::open(&sources, &[]).expect("three right models"))
+    Models::open(&sources).expect("three right models")
 }
 
 fn options(requests: &[Request]) -> EngineOptions {
@@ -262,7 +273,7 @@ fn logits_that_cannot_be_combined_end_their_own_sequence() {
     for role in 0..3 {
         let mut models = [&fine; 3];
         models[role] = &broken;
-        let trio = open(models);
+        let trio = open_non_finite(models);
         let mut requests = vec![good(), good()];
         requests[1].sampling.alpha = 0.0;
         let done = run(&trio, options(&requests), requests).expect("the engine runs");
@@ -290,7 +301,7 @@ fn company_of_a_sequence_that_fails() {
     let row = 4 * model::D_MODEL;
     embedding.bytes[262 * row..263 * row].copy_from_slice(&f32::NAN.to_le_bytes().repeat(model::D_MODEL));
     broken.set_tensors(&list);
-    let trio = open([&fine, &broken, &fine]);
+    let trio = open_non_finite([&fine, &broken, &fine]);
     let request = |seed: u64| {
         let mut request = good();
         request.sampling =

@@ -10,7 +10,7 @@ use proxytune::backend::wgpu::{Options, Wgpu};
 use proxytune::backend::{Activation, Backend, Dtype};
 use proxytune::checkpoint::{Checkpoint, LayerKind, ModelConfig, Norms, QkNorm, Rope, RopeScaling, Source};
 use proxytune::engine::batch::Batch;
-use proxytune::engine::machine::{Machine, MachineOptions};
+use proxytune::engine::machine::{Draw, Machine, MachineOptions, Records};
 use proxytune::engine::request::{Request, Sampling};
 use proxytune::engine::sequence::{Sequence, lanes};
 use proxytune::engine::trio::{Trio, TrioSources};
@@ -141,8 +141,8 @@ impl<B: Backend> Player<B> {
             let pages = pool.take(&counts.collect::<Vec<_>>()).expect("pages for every run");
             let sequence = Sequence::new(slot as u64, request, 0, lanes, pages);
             machine.admit(slot, &sequence.device_slot(&[]), &sequence.request, &sequence.pages).expect("admission");
-            for first in [true, false] {
-                machine.allow(slot, &vocabulary.live, first).expect("a mask");
+            for at in [Draw::First, Draw::Later] {
+                machine.allow(slot, &vocabulary.live, at).expect("a mask");
             }
             sequence
         };
@@ -162,7 +162,7 @@ impl<B: Backend> Player<B> {
         }
         assert_eq!(batch.samples.len(), self.sequences.len(), "every run draws in every step");
         let samples = batch.samples.clone();
-        let step = self.machine.submit(batch, false).expect("a step");
+        let step = self.machine.submit(batch, Records::None).expect("a step");
         let slots = self.machine.collect(step).expect("a step").slots;
         let drawn = |sample: Sample| {
             let slot = &slots[sample.slot as usize];
@@ -296,7 +296,8 @@ fn of_yarn() -> Vec<Switch> {
     ]
 }
 
-/// What only some families have.
+/// What only some families have. [`Norms::After`], OLMo 2's, is not turned: its files lack the gains that every other
+/// place of a norm reads, so that a model with the norms elsewhere cannot be loaded.
 fn of_families() -> Vec<Switch> {
     vec![
         of_windows("no windows", |_| 0),
@@ -316,6 +317,12 @@ fn of_families() -> Vec<Switch> {
         }),
         switch("q that does not grow", |config| config.q_growth = None),
         switch("no q/k norm", |config| config.qk_norm = QkNorm::None),
+        switch("each head's q/k norm", |config| {
+            // OLMo 2's: each head by itself, all with the first head's gains.
+            if config.qk_norm == QkNorm::Wide {
+                config.qk_norm = QkNorm::PerHead;
+            }
+        }),
         switch("gains as stored", |config| config.gains_less_one = false),
         switch("Llama's norms", |config| {
             if config.norms == Norms::Both {

@@ -66,9 +66,9 @@ fn lavapipe_here() {
     let forms = names.iter().map(|name| name.rsplit(", ").next().expect("a form"));
     // Eight neighbours exchange sums, so smaller subgroups run the plain form.
     let wanted = if adapter.subgroup_min < 8 {
-        &["plain", "matrices split", "images split"][..]
+        &["plain", "buffers split", "images split"][..]
     } else {
-        &["plain", "matrices split", "images split", "subgroups"]
+        &["plain", "buffers split", "images split with subgroups", "subgroups"]
     };
     assert_eq!(forms.collect::<Vec<_>>(), wanted);
 }

@@ -1,5 +1,5 @@
-// A workgroup that shares a row: thread t has ids t, t + 256, ... Scores are moved as bits: WGSL promises neither
-// infinities nor denormal numbers.
+// A workgroup that shares a row: thread t has the fours of ids t, t + 256, ... Scores are moved as bits: WGSL promises
+// neither infinities nor denormal numbers.
 
 const N_THREADS = 256u;
 const NEG_INF = 0xff800000u;

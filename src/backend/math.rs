@@ -22,6 +22,8 @@ pub const LN_POLY: [f32; 9] = [
 pub const LN2_HI: f32 = 0.693_359_4;
 /// ln 2 - [`LN2_HI`].
 pub const LN2_LO: f32 = -2.121_944_4e-4;
+/// 1.5 * 2^23: floats around it are 1 apart.
+const INTEGERS: f32 = 12_582_912.0;
 /// Below it, e^t is taken as 0.
 pub const EXP_MIN: f32 = -87.0;
 /// Multipliers of Philox4x32.
@@ -40,8 +42,9 @@ pub fn exp_nonpositive(t: f32) -> f32 {
     let n = t.mul_add(std::f32::consts::LOG2_E, 0.5).floor();
     let r = n.mul_add(-LN2_LO, n.mul_add(-LN2_HI, t));
     let y = (r * r).mul_add(horner(&EXP_POLY, r), r) + 1.0;
-    let e = f32::from_bits((y.to_bits() as i32).wrapping_add((n as i32) << 23) as u32);
-    if t < EXP_MIN { 0.0 } else { e }
+    // The sum's low bits are n: a cast, which saturates, would be made of scalars. NaN stays NaN through the product.
+    let power = f32::from_bits(((n + INTEGERS).to_bits() << 23).wrapping_add(1.0f32.to_bits()));
+    if t < EXP_MIN { 0.0 } else { y * power }
 }
 
 /// ln(1 + x) for x in [sqrt(1/2) - 1, sqrt(2) - 1].
@@ -87,14 +90,14 @@ pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     [a, b, c, d]
 }
 
-/// [`philox`] of 16 counters whose first words follow each other from `first` on: `[word][counter]`.
+/// [`philox`] of 16 counters that differ in their first words: `[word][counter]`.
 #[inline(always)] // the CPU's loops around it are compiled for several instruction sets
-pub fn philox_lanes(first: u32, rest: [u32; 3], key: [u32; 2]) -> [[u32; 16]; 4] {
+pub fn philox_lanes(firsts: [u32; 16], rest: [u32; 3], key: [u32; 2]) -> [[u32; 16]; 4] {
     // Words stand in the low halves, as vectors multiply them; what is above is noise.
     const LOW: u64 = 0xffff_ffff;
     let (mut a, mut b, mut c, mut d) = ([0u64; 16], [0u64; 16], [0u64; 16], [0u64; 16]);
     for lane in 0..16 {
-        a[lane] = u64::from(first.wrapping_add(lane as u32));
+        a[lane] = firsts[lane].into();
         (b[lane], c[lane], d[lane]) = (rest[0].into(), rest[1].into(), rest[2].into());
     }
     let (mut k0, mut k1) = (u64::from(key[0]), u64::from(key[1]));
@@ -172,12 +175,23 @@ mod tests {
     }
 
     #[test]
+    fn exp_is_one_at_zero_nothing_at_the_bottom_and_keeps_nan() {
+        assert_eq!([0.0, -0.0].map(exp_nonpositive), [1.0; 2]);
+        assert!(exp_nonpositive(EXP_MIN) >= f32::MIN_POSITIVE);
+        assert_eq!([EXP_MIN.next_down(), -1e9, f32::MIN, f32::NEG_INFINITY].map(exp_nonpositive), [0.0; 4]);
+        for bits in [0x7fc0_0000, 0x7fc0_0155, 0xffff_ffff] {
+            assert!(exp_nonpositive(f32::from_bits(bits)).is_nan());
+        }
+    }
+
+    #[test]
     fn philox_lanes_are_philox() {
         let (rest, key) = ([7, !0, 0], [0xa409_3822, 0x299f_31d0]);
-        for first in [0, 12_345, u32::MAX - 3] {
-            let words = philox_lanes(first, rest, key);
+        for first in [0u32, 12_345, u32::MAX - 3] {
+            let firsts = std::array::from_fn(|lane| first.wrapping_add((lane * lane) as u32));
+            let words = philox_lanes(firsts, rest, key);
             for lane in 0..16 {
-                let counter = [first.wrapping_add(lane as u32), rest[0], rest[1], rest[2]];
+                let counter = [firsts[lane], rest[0], rest[1], rest[2]];
                 assert_eq!(words.map(|word| word[lane]), philox(counter, key));
             }
         }

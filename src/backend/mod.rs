@@ -15,6 +15,7 @@
 //! the `extents` buffer (`[MAX_MEMBERS]` of [`params::Extent`]). An op's `n_rows` is the largest of them: a bound for
 //! the grid, never a count.
 
+mod checks;
 pub mod cpu;
 pub mod math;
 pub mod params;
@@ -85,11 +86,17 @@ impl MatrixSpec {
 
 /// A row-major matrix that is read in pieces, so that weights need not stand in memory twice.
 pub trait MatrixBytes: Sync {
+    /// Whether this is a matrix of `n_bytes` bytes; what can be longer than its data is zero past it.
+    fn is_matrix_of(&self, n_bytes: usize) -> bool;
     /// Fills `bytes` with what stands at byte `offset`; both are whole rows, inside the matrix.
     fn copy_to(&self, offset: usize, bytes: &mut [u8]) -> Result<()>;
 }
 
 impl<T: AsRef<[u8]> + Sync> MatrixBytes for T {
+    fn is_matrix_of(&self, n_bytes: usize) -> bool {
+        self.as_ref().len() == n_bytes
+    }
+
     fn copy_to(&self, offset: usize, bytes: &mut [u8]) -> Result<()> {
         bytes.copy_from_slice(&self.as_ref()[offset..][..bytes.len()]);
         Ok(())

@@ -105,7 +105,7 @@ impl ModelConfig {
                 foreign_weights(&source.names()?).map_or(String::new(), |message| format!(", and it {message}"));
             return Err(Error::file(source.root(), format!("no {FILE}{message}")));
         };
-        let Described { facts, text } = described(&fields)?;
+        let Described { facts, text, layer_types } = described(&fields)?;
         let nested = text.is_some();
         let outer = &fields;
         let fields = text.as_ref().unwrap_or(outer);
@@ -113,10 +113,10 @@ impl ModelConfig {
         refuse_unsupported(fields, facts.family)?;
         let n_layers = fields.required_count("num_hidden_layers", MAX_LAYERS)?;
         let d_model = multiple_of_chunk(fields, "hidden_size", MAX_WIDTH)?;
-        let n_heads = size(fields, "num_attention_heads", MAX_HEADS, facts.sizes[0])?;
+        let n_heads = size(fields, "num_attention_heads", MAX_HEADS, facts.n_heads)?;
         let head_dim = head_dim(fields, facts, d_model, n_heads)?;
         let max_positions = fields.count("max_position_embeddings", MAX_POSITIONS)?.unwrap_or(facts.max_positions);
-        let layers = layers(fields, facts, n_layers, max_positions)?;
+        let layers = layers(fields, facts, layer_types, n_layers, max_positions)?;
         let biased = facts.bias == Bias::Asked && fields.flag("attention_bias")?.unwrap_or(false);
         let q_grows = facts.family == Family::Ministral3;
         let mut warnings = warnings(outer);
@@ -129,7 +129,7 @@ impl ModelConfig {
             n_kv_heads: kv_heads(fields, facts, n_heads)?,
             head_dim,
             d_ff: multiple_of_chunk(fields, "intermediate_size", MAX_FF)?,
-            n_vocab: size(fields, "vocab_size", MAX_VOCAB, facts.sizes[1])?,
+            n_vocab: size(fields, "vocab_size", MAX_VOCAB, facts.n_vocab)?,
             norm_eps: norm_eps(fields, facts)?,
             norms: facts.norms,
             qk_norm: facts.qk_norm,

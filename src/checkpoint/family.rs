@@ -74,8 +74,10 @@ pub(super) struct Facts {
     pub(super) n_kv_heads: Option<usize>,
     /// `None`: hidden_size / num_attention_heads.
     pub(super) head_dim: Option<usize>,
-    /// Query heads and vocabulary, where a file may leave them out.
-    pub(super) sizes: [Option<usize>; 2],
+    /// Query heads, where a file may leave them out.
+    pub(super) n_heads: Option<usize>,
+    /// Rows of the LM head, where a file may leave them out.
+    pub(super) n_vocab: Option<usize>,
     pub(super) theta: f64,
     pub(super) tied: bool,
     pub(super) bias: Bias,
@@ -92,7 +94,8 @@ const LLAMA: Facts = Facts {
     norm_eps: 1e-6,
     n_kv_heads: None,
     head_dim: None,
-    sizes: [None; 2],
+    n_heads: None,
+    n_vocab: None,
     theta: 10_000.0,
     tied: false,
     bias: Bias::Asked,
@@ -174,7 +177,8 @@ static FAMILIES: [Facts; 10] = [
         names: &[["gemma3_text", "Gemma3ForCausalLM"]],
         max_positions: 131_072,
         // Published files of models that also see name only what differs from these.
-        sizes: [Some(8), Some(262_208)],
+        n_heads: Some(8),
+        n_vocab: Some(262_208),
         qk_norm: QkNorm::PerHead,
         ..GEMMA2
     },
@@ -191,6 +195,34 @@ pub(super) struct Described {
     pub(super) facts: &'static Facts,
     /// The text part's own object, where the model also sees.
     pub(super) text: Option<Fields>,
+    /// Whether transformers reads `layer_types`.
+    pub(super) layer_types: LayerTypes,
+}
+
+/// What becomes of `layer_types`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum LayerTypes {
+    /// It says which layers slide.
+    Read,
+    /// transformers keeps it and computes without it: in Ministral 3, and in a Mistral that is the text part of a model
+    /// that also sees. (A Mistral by itself that has it becomes a Ministral.)
+    Ignored,
+}
+
+/// The fields that name a family; the columns of the tables above.
+#[derive(Clone, Copy)]
+enum Column {
+    ModelType,
+    Architectures,
+}
+
+impl Column {
+    fn field(self) -> &'static str {
+        match self {
+            Column::ModelType => "model_type",
+            Column::Architectures => "architectures",
+        }
+    }
 }
 
 /// A line of one of the tables above.
@@ -201,7 +233,8 @@ enum Named {
 }
 
 impl Named {
-    fn find(column: usize, name: &str) -> Option<Self> {
+    fn find(column: Column, name: &str) -> Option<Self> {
+        let column = column as usize;
         let family = FAMILIES.iter().find(|facts| facts.names.iter().any(|names| names[column] == name));
         let wrapper = WRAPPERS.iter().find(|names| names[column] == name);
         family.map(Named::Text).or(wrapper.map(Named::Wrapper))
@@ -226,8 +259,8 @@ pub(super) fn described(fields: &Fields) -> Result<Described> {
             _ => return Err(fields.error("architectures", "must be a list of one string")),
         },
     };
-    let by_architecture = architecture.map(|name| find(fields, "architectures", 1, name)).transpose()?;
-    let by_type = fields.text("model_type")?.map(|name| find(fields, "model_type", 0, name)).transpose()?;
+    let by_architecture = architecture.map(|name| find(fields, Column::Architectures, name)).transpose()?;
+    let by_type = fields.text("model_type")?.map(|name| find(fields, Column::ModelType, name)).transpose()?;
     let named = match (by_architecture, by_type) {
         (Some(a), Some(b)) if !a.is(b) => {
             let message = format!("does not fit the architecture {}", architecture.unwrap_or("?"));
@@ -237,7 +270,11 @@ pub(super) fn described(fields: &Fields) -> Result<Described> {
         (None, None) => return Err(fields.error("model_type", format!("missing; {}", accepted()))),
     };
     match named {
-        Named::Text(facts) => Ok(Described { facts, text: None }),
+        Named::Text(facts) => {
+            let ignored = facts.family == Family::Ministral3;
+            let layer_types = if ignored { LayerTypes::Ignored } else { LayerTypes::Read };
+            Ok(Described { facts, text: None, layer_types })
+        }
         Named::Wrapper(wrapper) => text_part(fields, wrapper),
     }
 }
@@ -250,14 +287,17 @@ fn text_part(fields: &Fields, [of, _, text_type]: &[&str; 3]) -> Result<Describe
         "gemma3" => facts.family == Family::Gemma3,
         _ => matches!(facts.family, Family::Mistral | Family::Ministral3),
     };
-    match find(&text, "model_type", 0, text.text("model_type")?.unwrap_or(text_type))? {
-        Named::Text(facts) if fits(facts) => Ok(Described { facts, text: Some(text) }),
+    let name = text.text("model_type")?.unwrap_or(text_type);
+    let ignored = matches!(name, "mistral" | "ministral3");
+    let layer_types = if ignored { LayerTypes::Ignored } else { LayerTypes::Read };
+    match find(&text, Column::ModelType, name)? {
+        Named::Text(facts) if fits(facts) => Ok(Described { facts, text: Some(text), layer_types }),
         _ => Err(text.error("model_type", format!("does not fit the model_type {of:?} around it"))),
     }
 }
 
-fn find(fields: &Fields, field: &str, column: usize, name: &str) -> Result<Named> {
-    let refused = || fields.error(field, format!("{name:?} is not supported; {}", accepted()));
+fn find(fields: &Fields, column: Column, name: &str) -> Result<Named> {
+    let refused = || fields.error(column.field(), format!("{name:?} is not supported; {}", accepted()));
     Named::find(column, name).ok_or_else(refused)
 }
 

@@ -55,6 +55,11 @@ impl Fields {
         }
     }
 
+    /// Whether the object holds nothing.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.object.is_empty()
+    }
+
     /// A whole number from 1 to `max`.
     pub(crate) fn count(&self, name: &str, max: usize) -> Result<Option<usize>> {
         let Some(value) = self.get(name) else { return Ok(None) };

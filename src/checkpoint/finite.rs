@@ -36,7 +36,8 @@ mod tests {
         let f32s = |x: f32| x.to_le_bytes().to_vec();
         let f16s = |x: f32| f16::from_f32(x).to_le_bytes().to_vec();
         let bf16s = |x: f32| bf16::from_f32(x).to_le_bytes().to_vec();
-        let kinds: [(Dtype, &dyn Fn(f32) -> Vec<u8>, Vec<u8>); 3] = [
+        type ToBytes<'a> = &'a dyn Fn(f32) -> Vec<u8>;
+        let kinds: [(Dtype, ToBytes, Vec<u8>); 3] = [
             (Dtype::F32, &f32s, f32s(f32::MAX)),
             (Dtype::F16, &f16s, f16::MAX.to_le_bytes().to_vec()),
             (Dtype::Bf16, &bf16s, bf16::MAX.to_le_bytes().to_vec()),

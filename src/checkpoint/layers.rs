@@ -1,6 +1,6 @@
 //! What differs from layer to layer: how far back each sees, and its rotary positions.
 
-use super::family::{Facts, Family};
+use super::family::{Facts, Family, LayerTypes};
 use super::fields::Fields;
 use super::rope::{Rope, RopeReader};
 use crate::Result;
@@ -16,9 +16,15 @@ pub struct LayerKind {
 }
 
 /// Every layer of a model.
-pub(super) fn layers(fields: &Fields, facts: &Facts, n_layers: usize, max_positions: usize) -> Result<Vec<LayerKind>> {
+pub(super) fn layers(
+    fields: &Fields,
+    facts: &Facts,
+    types: LayerTypes,
+    n_layers: usize,
+    max_positions: usize,
+) -> Result<Vec<LayerKind>> {
     let turned = layers_with_rope(fields, facts.family, n_layers)?;
-    let windows = windows(fields, facts.family, &turned)?;
+    let windows = windows(fields, facts.family, types, &turned)?;
     let reader = RopeReader { fields, theta: facts.theta, max_positions };
     let [local, global] = match facts.family {
         Family::Gemma3 => reader.local_and_global()?,
@@ -51,7 +57,7 @@ fn layers_with_rope(fields: &Fields, family: Family, n_layers: usize) -> Result<
 }
 
 /// The window of each layer, 0 for all positions; `turned` says which layers have rotary positions.
-fn windows(fields: &Fields, family: Family, turned: &[bool]) -> Result<Vec<u32>> {
+fn windows(fields: &Fields, family: Family, types: LayerTypes, turned: &[bool]) -> Result<Vec<u32>> {
     let n_layers = turned.len();
     let window = match family {
         Family::Llama | Family::Olmo2 | Family::Granite => return Ok(vec![0; n_layers]),
@@ -60,8 +66,10 @@ fn windows(fields: &Fields, family: Family, turned: &[bool]) -> Result<Vec<u32>>
         _ if fields.is_null("sliding_window") => None,
         _ => Some(fields.count("sliding_window", u32::MAX as usize)?.unwrap_or(4_096)),
     };
-    // transformers reads them for all of these but Ministral 3.
-    let listed = if family == Family::Ministral3 { None } else { layer_types(fields, n_layers)? };
+    let listed = match types {
+        LayerTypes::Read => layer_types(fields, n_layers)?,
+        LayerTypes::Ignored => None,
+    };
     let slides = match (&listed, family) {
         (Some(slides), _) => slides.clone(),
         (None, Family::Gemma2) => (0..n_layers).map(|layer| layer.is_multiple_of(2)).collect(),

@@ -101,8 +101,7 @@ pub(super) fn text_name(stored: &str) -> Option<String> {
     PREFIXES.iter().find_map(renamed).or(Some(stored.into()))
 }
 
-/// Tensors that exports carry along and that change nothing: rotary tables of old transformers, and the second copy of
-/// a tied head.
-pub(super) fn is_known_extra(config: &ModelConfig, name: &str) -> bool {
-    name.ends_with("rotary_emb.inv_freq") || (config.tied && name == HEAD)
+/// Tensors that exports carry along and that change nothing: rotary tables of old transformers.
+pub(super) fn is_known_extra(name: &str) -> bool {
+    name.ends_with("rotary_emb.inv_freq")
 }

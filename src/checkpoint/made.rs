@@ -26,7 +26,9 @@ pub(super) struct MadeWeights {
     /// Length and header, as they stand in a file: a multiple of eight bytes.
     head: Vec<u8>,
     n_bytes: u64,
-    seed: u64,
+    /// Where in SplitMix64's sequence the weights begin: a place that every bit of the seed has a part in, so that two
+    /// seeds begin far apart.
+    start: u64,
     /// Bits of a word of noise that stay, and bits that are set.
     masks: [u64; 2],
 }
@@ -73,7 +75,7 @@ impl Made {
         let mut text = serde_json::Value::from(header).to_string();
         text.push_str(&" ".repeat(text.len().next_multiple_of(8) - text.len()));
         let head = [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
-        Ok(MadeWeights { n_bytes: (head.len() + end) as u64, head, seed: self.seed, masks })
+        Ok(MadeWeights { n_bytes: (head.len() + end) as u64, head, start: split_mix(self.seed), masks })
     }
 }
 
@@ -104,15 +106,21 @@ impl MadeWeights {
         last.copy_from_slice(&self.word(index)[..last.len()]);
     }
 
-    /// Eight bytes of weights: SplitMix64 of the place and the seed.
+    /// Eight bytes of weights.
     #[inline(always)]
     fn word(&self, index: u64) -> [u8; 8] {
-        let place = index.wrapping_add(self.seed << 48).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        let mixed = (place ^ (place >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         let [keep, set] = self.masks;
-        (((mixed ^ (mixed >> 31)) & keep) | set).to_le_bytes()
+        ((split_mix(index.wrapping_add(self.start)) & keep) | set).to_le_bytes()
     }
+}
+
+/// SplitMix64's number at a place of its sequence.
+#[inline(always)]
+fn split_mix(place: u64) -> u64 {
+    let place = place.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let mixed = (place ^ (place >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    mixed ^ (mixed >> 31)
 }
 
 #[cfg(test)]
@@ -125,15 +133,19 @@ mod tests {
     fn weights_are_finite_differ_by_seed_and_read_alike_in_any_pieces() {
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
             let shape: &'static Shape = Box::leak(Box::new(Shape { dtype, name: "test", ..SHAPES[0] }));
-            let [a, b] = [1, 2].map(|seed| Checkpoint::open(Source::made(shape, seed)).expect("it opens"));
-            for (name, info) in a.tensors() {
-                assert_eq!(info.dtype, dtype);
-                let [a, b] = [&a, &b].map(|checkpoint| checkpoint.read_f32(name).expect("it can be read"));
-                let range = 2f32.powi(-7)..2f32.powi(-5);
-                assert!(a.iter().chain(&b).all(|x| range.contains(&x.abs())), "{name}");
-                let n_equal = a.iter().zip(&b).filter(|(a, b)| a == b).count();
-                // Equal by chance: once in 512 at the coarsest, bf16, which has 9 random bits.
-                assert!(n_equal <= a.len() / 64 + 2, "{name}: {n_equal} of {} are equal", a.len());
+            let open = |seed| Checkpoint::open(Source::made(shape, seed)).expect("it opens");
+            let one = open(1);
+            // What differs in the lowest bits, in those above 16, and in the highest.
+            for other in [2, 1 + (1 << 16), 1 + (1 << 63)].map(open) {
+                for (name, info) in one.tensors() {
+                    assert_eq!(info.dtype, dtype);
+                    let [a, b] = [&one, &other].map(|checkpoint| checkpoint.read_f32(name).expect("it can be read"));
+                    let range = 2f32.powi(-7)..2f32.powi(-5);
+                    assert!(a.iter().chain(&b).all(|x| range.contains(&x.abs())), "{name}");
+                    let n_equal = a.iter().zip(&b).filter(|(a, b)| a == b).count();
+                    // Equal by chance: once in 512 at the coarsest, bf16, which has 9 random bits.
+                    assert!(n_equal <= a.len() / 64 + 2, "{name}: {n_equal} of {} are equal", a.len());
+                }
             }
             let made = Made { shape, seed: 1 }.weights().expect("weights");
             let n = made.head.len() + 100;

@@ -79,12 +79,16 @@ impl Checkpoint {
         if config.nested {
             keep_text(&source, &mut config, &mut shards)?;
         }
-        if config.tied && has_head_of_its_own(&shards)? {
+        if config.tied && shards.tensors.contains_key(HEAD) {
+            // As transformers computes. The head may be the embedding once more: to find out would be to read both, and
+            // the logits are the same.
             config.tied = false;
-            config.warnings.push("config.json ties the LM head to the embedding, but the files hold another".into());
+            config
+                .warnings
+                .push("config.json ties the LM head to the embedding, but the files hold a head: it is used".into());
         }
         check_layout(&source, &config, &shards)?;
-        let kept = shards.tensors.into_iter().filter(|(name, _)| !layout::is_known_extra(&config, name));
+        let kept = shards.tensors.into_iter().filter(|(name, _)| !layout::is_known_extra(name));
         let tensors = kept.map(|(name, stored)| Ok((name, tensor_info(&shards.files, stored)?)));
         let tensors = tensors.collect::<Result<_>>()?;
         let root = source.root();
@@ -217,26 +221,6 @@ fn keep_text(source: &Source, config: &mut ModelConfig, shards: &mut Shards) -> 
     Ok(())
 }
 
-/// Whether there is an LM head that is not the embedding once more. transformers compares them too.
-fn has_head_of_its_own(shards: &Shards) -> Result<bool> {
-    const CHUNK: usize = 1 << 20;
-    let (Some(head), Some(embedding)) = (shards.tensors.get(HEAD), shards.tensors.get(EMBEDDING)) else {
-        return Ok(false);
-    };
-    let form = |stored: &Stored| (stored.entry.dtype.clone(), stored.entry.shape.clone(), stored.entry.n_bytes);
-    if form(head) != form(embedding) {
-        return Ok(true);
-    }
-    for start in (0..head.entry.n_bytes).step_by(CHUNK) {
-        let n_bytes = CHUNK.min(head.entry.n_bytes - start);
-        let part = |of: &Stored| shards.files[of.shard].read(of.entry.offset + start as u64, n_bytes);
-        if part(head)? != part(embedding)? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
 /// Names the first tensors that are missing, misshapen or not asked for.
 fn check_layout(source: &Source, config: &ModelConfig, shards: &Shards) -> Result<()> {
     let expected = layout::expected(config);
@@ -253,7 +237,7 @@ fn check_layout(source: &Source, config: &ModelConfig, shards: &Shards) -> Resul
     }
     let known: std::collections::HashSet<&str> = expected.iter().map(|tensor| tensor.name.as_str()).collect();
     let extra = shards.tensors.keys().filter(|name| !known.contains(name.as_str()));
-    for name in extra.filter(|name| !layout::is_known_extra(config, name)) {
+    for name in extra.filter(|name| !layout::is_known_extra(name)) {
         differences.push((name, "config.json does not ask for it".to_string()));
     }
     let Some((first, what)) = differences.first() else { return Ok(()) };

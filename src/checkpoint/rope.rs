@@ -165,7 +165,7 @@ impl RopeReader<'_> {
     /// Gemma 3's two, of layers with a window and of the others; `rope_scaling` is of the others.
     pub(super) fn local_and_global(&self) -> Result<[Rope; 2]> {
         let fields = self.fields;
-        let (scaling, parameters) = (fields.object("rope_scaling")?, fields.object("rope_parameters")?);
+        let (scaling, parameters) = (scaling(fields)?, fields.object("rope_parameters")?);
         let kinds = match &parameters {
             None => [None, None],
             Some(parameters) => [parameters.object(KINDS[0])?, parameters.object(KINDS[1])?],
@@ -295,10 +295,15 @@ impl QGrowth {
 }
 
 fn settings(fields: &Fields) -> Result<Option<Fields>> {
-    Ok(match fields.object("rope_scaling")? {
+    Ok(match scaling(fields)? {
         Some(object) => Some(object),
         None => fields.object("rope_parameters")?,
     })
+}
+
+/// `rope_scaling`. transformers takes an empty one for none.
+fn scaling(fields: &Fields) -> Result<Option<Fields>> {
+    Ok(fields.object("rope_scaling")?.filter(|object| !object.is_empty()))
 }
 
 fn required(nested: &Fields, name: &str) -> Result<f64> {

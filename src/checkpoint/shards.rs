@@ -42,12 +42,18 @@ impl Index {
     }
 }
 
-/// The files that the index names, each a plain name, so that they can be fetched; none where there is no index.
+/// The files that the index names, each a plain name of a safetensors file, so that they can be fetched; none where there
+/// is no index.
 pub(super) fn names_in_index(source: &Source) -> Result<BTreeSet<String>> {
     let path = source.path(INDEX);
     let Some(text) = source.read(INDEX, MAX_INDEX_BYTES)? else { return Ok(BTreeSet::new()) };
     let names: BTreeSet<String> = Index::parse(&text, &path)?.weight_map.into_iter().map(|(_, file)| file).collect();
-    names.iter().try_for_each(|file| check_plain(file, &path))?;
+    for file in &names {
+        check_plain(file, &path)?;
+        if !file.ends_with(".safetensors") {
+            return Err(Error::file(&path, format!("names the shard {file:?}, which is not a safetensors file")));
+        }
+    }
     Ok(names)
 }
 

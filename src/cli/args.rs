@@ -26,6 +26,8 @@ pub(super) enum Command {
     /// Produce text
     Generate(Box<GenerateArgs>),
     /// Say whether three models fit together; exit code 4 where they do not
+    ///
+    /// Of the weights only what describes them is read. A model that is an id on the hub is first fetched whole.
     Compat(CompatArgs),
     /// List backends and adapters of this machine
     Devices(DevicesArgs),
@@ -34,6 +36,8 @@ pub(super) enum Command {
     /// Measure how much slower three models are than the base alone
     Bench(Box<BenchArgs>),
     /// Say how much memory three models take, and whether it is there; exit code 5 where it is not
+    ///
+    /// Of the weights only what describes them is read. A model that is an id on the hub is first fetched whole.
     Plan(Box<PlanArgs>),
     /// Print the completions of a shell: `source <(proxytune completions bash)`
     Completions(CompletionsArgs),
@@ -68,9 +72,6 @@ pub(super) struct ModelArgs {
     #[arg(long, conflicts_with_all = ["base", "expert", "anti_expert", "revision", "base_revision", "expert_revision",
         "anti_expert_revision"])]
     pub demo: bool,
-    /// Chat template for every role, in place of the models' own
-    #[arg(long, value_name = "FILE")]
-    pub chat_template: Option<PathBuf>,
     /// What becomes of a token id that the models define differently: delta (use the difference), zero (base alone
     /// decides) or ban (never sampled); repeatable
     #[arg(long, value_name = "ID=POLICY", value_parser = id_policy)]
@@ -78,6 +79,17 @@ pub(super) struct ModelArgs {
     /// Load weights that are NaN or infinite; a text that meets one ends with an error
     #[arg(long)]
     pub allow_non_finite_weights: bool,
+}
+
+/// Which models, for commands that may put prompts into a chat template.
+#[derive(Args, Default)]
+#[command(next_help_heading = "Models")]
+pub(super) struct ChatModelArgs {
+    #[command(flatten)]
+    pub named: ModelArgs,
+    /// Chat template for every role, in place of the models' own
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
 }
 
 /// Where the models run.
@@ -104,7 +116,7 @@ pub(super) struct DeviceArgs {
 #[derive(Args)]
 pub(super) struct GenerateArgs {
     #[command(flatten)]
-    pub models: ModelArgs,
+    pub models: ChatModelArgs,
     #[command(flatten)]
     pub request: RequestFields,
     /// One JSON object a line: {"id": .., "prompt": .., any flag of a request by its snake_case name}; flags given
@@ -152,7 +164,7 @@ pub(super) struct DemoArgs {
 #[derive(Args)]
 pub(super) struct CompatArgs {
     #[command(flatten)]
-    pub models: ModelArgs,
+    pub models: ChatModelArgs,
     /// Roles whose prompt goes through their chat template in the first-token check: all, none, or a list; bare:
     /// expert [default: expert, if it has a template]
     #[arg(long, value_name = "ROLES", num_args = 0..=1, default_missing_value = "expert")]
@@ -178,7 +190,7 @@ pub(super) struct DoctorArgs {
     #[arg(long)]
     pub self_test: bool,
     #[command(flatten)]
-    pub models: ModelArgs,
+    pub models: ChatModelArgs,
     /// Look at this backend alone
     #[arg(long, value_name = "NAME", value_enum, default_value_t)]
     pub backend: Backend,
@@ -190,7 +202,9 @@ pub(super) struct ShapedArgs {
     #[command(flatten)]
     pub models: ModelArgs,
     /// In place of files: the shape of a published model, with weights made from a seed
-    #[arg(long, value_name = "NAME", value_parser = shapes(), conflicts_with_all = ["base", "demo"], requires = "shape_pair", hide_possible_values = true)]
+    #[arg(long, value_name = "NAME", value_parser = shapes(), conflicts_with_all = ["base", "demo", "revision",
+        "base_revision", "expert_revision", "anti_expert_revision", "id_policy", "allow_non_finite_weights"], requires = "shape_pair",
+        hide_possible_values = true)]
     pub shape_base: Option<&'static Shape>,
     /// The same for expert and anti-expert
     #[arg(long, value_name = "NAME", value_parser = shapes(), conflicts_with_all = ["expert", "anti_expert", "demo"], requires = "shape_base")]
@@ -299,6 +313,11 @@ fn shapes() -> impl TypedValueParser<Value = &'static Shape> {
     PossibleValuesParser::new(SHAPES.iter().map(|shape| shape.name)).map(find)
 }
 
+/// Most tokens of a setting's prompt, and most it produces: more than any model's positions.
+const MAX_SETTING_TOKENS: usize = 1 << 24;
+// Sums over all texts of a setting are within 32 bits.
+const _: () = assert!(MAX_SLOTS as u64 * 2 * MAX_SETTING_TOKENS as u64 <= u32::MAX as u64);
+
 fn setting(text: &str) -> Result<Setting, String> {
     let form = || format!("{text:?} is not PROMPT,OUTPUT or PROMPT,OUTPUT,BATCH");
     let numbers = text.split(',').map(str::parse).collect::<Result<Vec<usize>, _>>().map_err(|_| form())?;
@@ -310,6 +329,9 @@ fn setting(text: &str) -> Result<Setting, String> {
     // The first token ends the prompt's time; a rate needs one more.
     if prompt < 1 || output < 2 || !(1..=MAX_SLOTS).contains(&batch) {
         return Err(format!("{text:?}: at least 1 token of prompt, 2 of output, and 1 to {MAX_SLOTS} texts"));
+    }
+    if prompt.max(output) > MAX_SETTING_TOKENS {
+        return Err(format!("{text:?}: at most {MAX_SETTING_TOKENS} tokens of prompt and of output"));
     }
     Ok(Setting { prompt, output, batch })
 }

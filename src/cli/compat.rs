@@ -89,7 +89,7 @@ impl Report {
             None if matches!(texts[1].template, Ok(Some(_))) => Roles::EXPERT,
             None => Roles::NONE,
         };
-        let comparison = models.compare(&args.models.id_policy);
+        let comparison = models.compare(&args.models.named.id_policy);
         let verdict =
             comparison.as_ref().map_err(Error::clone).and_then(|comparison| comparison.vocabulary().map(|_| ()));
         let prompt = PromptRequest { text: PROBE.into(), chat, ..PromptRequest::default() };

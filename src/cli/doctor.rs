@@ -1,7 +1,7 @@
 //! `doctor`: this machine as proxytune sees it, and the proof that the kernels compute right on it.
 
 use super::args::{Backend, DoctorArgs};
-use super::machine::{Machine, mebibytes};
+use super::machine::Machine;
 use super::output::{self, Stdout, Style};
 use super::result::ErrorJson;
 use crate::backend::cpu::memory;
@@ -16,7 +16,7 @@ pub(super) fn run(args: &DoctorArgs) -> Result<()> {
     if args.backend == Backend::Cuda {
         return Err(worker::no_cuda());
     }
-    let models = if args.models.names_models() { Some(args.models.open()?) } else { None };
+    let models = if args.models.named.names_models() { Some(args.models.open()?) } else { None };
     let mut report = Report {
         version: env!("CARGO_PKG_VERSION"),
         system: System::look(),
@@ -124,7 +124,7 @@ struct ModelsReport {
 impl ModelsReport {
     fn new(models: &Models, args: &DoctorArgs) -> Self {
         let checkpoints = models.checkpoint_of_role();
-        let combined = models.compare(&args.models.id_policy).and_then(|comparison| comparison.vocabulary());
+        let combined = models.compare(&args.models.named.id_policy).and_then(|comparison| comparison.vocabulary());
         Self {
             weight_bytes: checkpoints.map(|checkpoint| checkpoint.tensors().map(|(_, tensor)| tensor.n_bytes).sum()),
             names: checkpoints.map(|checkpoint| checkpoint.name.clone()),
@@ -137,7 +137,7 @@ impl ModelsReport {
 impl Report {
     fn text(&self) -> String {
         let system = &self.system;
-        let memory = |bytes: Option<u64>| bytes.map_or("unknown".into(), mebibytes);
+        let memory = |bytes: Option<u64>| bytes.map_or("unknown".into(), output::gigabytes);
         let mut lines = vec![
             format!("proxytune    {}", self.version),
             format!("system       {} {} {}", system.os, system.arch, system.kernel.as_deref().unwrap_or_default()),
@@ -150,7 +150,7 @@ impl Report {
             self.models.iter().flat_map(|models| models.names.iter().zip(models.weight_bytes)).enumerate()
         {
             let (name, bytes) = model;
-            lines.push(format!("{:<12} {name}, {} of weights", ROLES[index], mebibytes(bytes as u64)));
+            lines.push(format!("{:<12} {name}, {} of weights", ROLES[index], output::gigabytes(bytes as u64)));
         }
         if let Some(models) = &self.models {
             let error = models.error.as_ref().map(|error| error.message.as_str());

@@ -14,6 +14,15 @@ use crate::engine::worker::{self, EventStream};
 use crate::{Error, Result};
 use serde_json::Value;
 
+/// Flags that say nothing without one of others beside them. Typed they are refused then; of a file or the environment,
+/// which hold for many runs, they are set aside.
+pub(super) const NEEDED_BESIDE: [(&str, &[&str]); 4] = [
+    ("output_file", &["input_file"]),
+    ("overwrite", &["output_file"]),
+    ("record", &["input_file", "json"]),
+    ("chat_template", &["input_file", "chat"]),
+];
+
 /// Stands between the texts of several samples.
 const SEPARATOR: &str = "---";
 

@@ -3,7 +3,7 @@
 use super::output;
 use super::progress::Bar;
 use crate::checkpoint::Source;
-use crate::checkpoint::hub::{self, Event, Hub, Place};
+use crate::checkpoint::hub::{Event, Hub, Place, Revision};
 use crate::{Error, Result};
 use indicatif::DecimalBytes;
 use std::path::PathBuf;
@@ -36,18 +36,18 @@ impl<'a> Places<'a> {
             None => return Ok(None),
         };
         let (param, revision) = match (own, self.revision) {
-            (Some(own), _) => (param, own.as_str()),
-            (None, Some(shared)) => ("revision", shared),
-            (None, None) => (param, hub::MAIN),
+            (Some(own), _) => (param, Revision::parse(own)),
+            (None, Some(shared)) => ("revision", Revision::parse(shared)),
+            (None, None) => (param, Ok(Revision::main())),
         };
+        let revision = revision.map_err(|why| Error::argument(param, why))?;
         self.revision_is_used |= own.is_none();
-        hub::check_revision(param, revision)?;
         let hub = match &mut self.hub {
             Some(hub) => hub,
             none => none.insert(Hub::from_env()?),
         };
         let mut shown = Shown::default();
-        hub.open(&id, revision, &mut |event| shown.show(event)).map(Some)
+        hub.open(&id, &revision, &mut |event| shown.show(event)).map(Some)
     }
 
     /// Refuses a `--revision` that was of no model.
@@ -78,7 +78,7 @@ impl Shown {
             Event::Bytes(n) => self.0.iter().for_each(|bar| bar.advance(n)),
             Event::Done => self.0 = None,
             Event::Waiting { file } => output::to_stderr(&format!("waiting for another process that fetches {file}")),
-            Event::Unreachable { message } => output::warn(&message),
+            Event::Warning { message } => output::warn(&message),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What this machine has that can run models: shared by `devices` and `doctor`.
 
 use super::args::Backend;
+use super::output::gigabytes;
 use crate::Result;
 use crate::backend::Backend as _;
 use crate::backend::cpu::{Cpu, Isa};
@@ -54,7 +55,7 @@ impl Machine {
                 (min, max) => format!("{min} to {max}"),
             };
             let (binding, name) =
-                (mebibytes(adapter.max_binding_bytes), format!("{}, {}", adapter.name, adapter.backend));
+                (gigabytes(adapter.max_binding_bytes), format!("{}, {}", adapter.name, adapter.backend));
             rows.push(row(["wgpu", &number.to_string(), kind, &binding, &subgroups, &name]));
         }
         rows
@@ -70,10 +71,4 @@ impl CpuReport {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
         })
     }
-}
-
-/// Bytes for people.
-pub(super) fn mebibytes(bytes: u64) -> String {
-    let mebibytes = bytes as f64 / f64::from(1 << 20);
-    if mebibytes < 10.0 { format!("{mebibytes:.1} MiB") } else { format!("{mebibytes:.0} MiB") }
 }

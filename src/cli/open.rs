@@ -1,6 +1,6 @@
 //! From flags to open models and to an engine's options: what every command that touches models shares.
 
-use super::args::{DeviceArgs, ModelArgs, ShapedArgs};
+use super::args::{ChatModelArgs, DeviceArgs, ModelArgs, ShapedArgs};
 use super::hub::Places;
 use super::{demo, output};
 use crate::checkpoint::{Checkpoint, Source};
@@ -19,19 +19,19 @@ impl ModelArgs {
 
     /// The models named, each opened and checked by itself.
     pub(super) fn open(&self) -> Result<Models> {
-        let mut models = Models::open(&self.sources()?)?;
-        if let Some(path) = &self.chat_template {
-            models.set_chat_template(path)?;
-        }
+        self.open_sources(&self.sources()?)
+    }
+
+    fn open_sources(&self, sources: &TrioSources) -> Result<Models> {
+        let mut models = Models::open(sources)?;
         if self.allow_non_finite_weights {
             models.allow_non_finite_weights();
         }
         Ok(models)
     }
 
-    /// The models named, combined; what may matter to a person goes to standard error.
-    pub(super) fn open_trio(&self) -> Result<Arc<Trio>> {
-        let models = self.open()?;
+    /// The models, combined; what may matter to a person goes to standard error.
+    fn combine(&self, models: Models) -> Result<Arc<Trio>> {
         warnings(&models).iter().for_each(|warning| output::warn(warning));
         let trio = Trio::combine(models, &self.id_policy)?;
         trio.warnings().iter().for_each(|warning| output::warn(warning));
@@ -53,29 +53,34 @@ impl ModelArgs {
     }
 }
 
-impl ShapedArgs {
-    /// The models named or made, combined.
-    pub(super) fn open_trio(&self) -> Result<Arc<Trio>> {
-        match self.shape_base {
-            // Made tokenizers have no stop ids, which is no news here.
-            Some(_) => Ok(Arc::new(Trio::open(&self.sources()?, &[])?)),
-            None => self.models.open_trio(),
+impl ChatModelArgs {
+    /// The models named, each opened and checked by itself, with the template.
+    pub(super) fn open(&self) -> Result<Models> {
+        let mut models = self.named.open()?;
+        if let Some(path) = &self.chat_template {
+            models.set_chat_template(path)?;
         }
+        Ok(models)
     }
 
-    /// Opens what was named, without tokenizers: the distinct checkpoints, and which of them each role uses.
-    pub(super) fn checkpoints(&self) -> Result<(Vec<Checkpoint>, [usize; 3])> {
-        let sources = self.sources()?;
-        let (distinct, member_of_role) = sources.distinct()?;
-        let checkpoints = distinct.into_iter().map(|source| Checkpoint::open(source.clone()));
-        Ok((checkpoints.collect::<Result<_>>()?, member_of_role))
+    /// The models named, combined; what may matter to a person goes to standard error.
+    pub(super) fn open_trio(&self) -> Result<Arc<Trio>> {
+        self.named.combine(self.open()?)
+    }
+}
+
+impl ShapedArgs {
+    /// The models of [`Self::sources`], combined.
+    pub(super) fn open_trio(&self, sources: &TrioSources) -> Result<Arc<Trio>> {
+        match self.shape_base {
+            // Made tokenizers have no stop ids, which is no news here.
+            Some(_) => Ok(Arc::new(Trio::open(sources, &[])?)),
+            None => self.models.combine(self.models.open_sources(sources)?),
+        }
     }
 
     /// Where the models come from: directories, the hub, the demo, or shapes.
-    fn sources(&self) -> Result<TrioSources> {
-        if self.models.chat_template.is_some() {
-            return Err(Error::argument("chat_template", "has no effect here"));
-        }
+    pub(super) fn sources(&self) -> Result<TrioSources> {
         if let (Some(base), Some(pair)) = (self.shape_base, self.shape_pair) {
             // Equal weights would be computed once: every role has its own seed.
             let [base, expert, anti] = [(base, 0), (pair, 1), (pair, 2)].map(|(shape, seed)| Source::made(shape, seed));
@@ -83,6 +88,13 @@ impl ShapedArgs {
         }
         self.models.sources()
     }
+}
+
+/// Opens `sources` without tokenizers: the distinct checkpoints, and which of them each role uses.
+pub(super) fn checkpoints(sources: &TrioSources) -> Result<(Vec<Checkpoint>, [usize; 3])> {
+    let (distinct, member_of_role) = sources.distinct()?;
+    let checkpoints = distinct.into_iter().map(|source| Checkpoint::open(source.clone()));
+    Ok((checkpoints.collect::<Result<_>>()?, member_of_role))
 }
 
 /// Whether expert and anti-expert are one model that is not the base: most likely a slip.

@@ -117,3 +117,9 @@ pub(super) fn table(rows: &[Vec<String>]) -> String {
     };
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
+
+/// Bytes for people, in units of 10^9, as files and memory are sold.
+pub(super) fn gigabytes(bytes: u64) -> String {
+    let gigabytes = bytes as f64 / 1e9;
+    if gigabytes < 1.0 { format!("{:.1} MB", 1e3 * gigabytes) } else { format!("{gigabytes:.2} GB") }
+}

@@ -2,10 +2,11 @@
 //! the headers of the weights, or takes shapes by name.
 
 use super::args::PlanArgs;
-use super::output::{Stdout, table};
+use super::open;
+use super::output::{Stdout, gigabytes, table};
 use crate::backend::params::MAX_SLOTS;
 use crate::checkpoint::Checkpoint;
-use crate::engine::plan::{MachineBytes, ModelBytes, Room, machine_bytes, too_little};
+use crate::engine::plan::{MachineBytes, ModelBytes, Room, machine_sizes, too_little};
 use crate::engine::worker::EngineOptions;
 use crate::text::vocabulary::ROLES;
 use crate::{Error, Result};
@@ -15,7 +16,7 @@ use serde::Serialize;
 const DEFAULT_MODEL_LEN: usize = 4_096;
 
 pub(super) fn run(args: &PlanArgs) -> Result<()> {
-    let (checkpoints, member_of_role) = args.models.checkpoints()?;
+    let (checkpoints, member_of_role) = open::checkpoints(&args.models.sources()?)?;
     let checkpoints: Vec<&Checkpoint> = checkpoints.iter().collect();
     let positions = checkpoints.iter().map(|c| c.config.max_positions).min().expect("there is a base");
     let max_model_len = args.max_model_len.map_or(positions.min(DEFAULT_MODEL_LEN), |n| n as usize);
@@ -25,15 +26,16 @@ pub(super) fn run(args: &PlanArgs) -> Result<()> {
     let options = args.device.engine_for(&[]);
     let planner = Planner { room: options.room()?, options, checkpoints, member_of_role, positions };
     let asked = Size { batch: args.batch.into(), max_model_len };
-    let report = Report::new(&planner, asked)?;
+    let bytes = planner.bytes(asked);
+    let report = Report::new(&planner, asked, &bytes);
     let mut out = Stdout::new();
     if args.json {
         out.json(&report)?
     } else {
         out.line(&report.text())?
     }
-    match report.memory {
-        Some(memory) if !report.fits => Err(too_little(report.bytes, &asked.describe(), memory)),
+    match (bytes?, report.memory) {
+        (bytes, Some(memory)) if !report.fits => Err(too_little(bytes, &asked.describe(), memory)),
         _ => Ok(()),
     }
 }
@@ -67,7 +69,7 @@ struct Planner<'a> {
 impl Planner<'_> {
     fn bytes(&self, Size { batch, max_model_len }: Size) -> Result<MachineBytes> {
         let options = EngineOptions { n_slots: batch, max_model_len, ..self.options.clone() };
-        machine_bytes(&self.checkpoints, self.member_of_role, &options, &self.room)
+        Ok(machine_sizes(&self.checkpoints, self.member_of_role, &options, &self.room)?.bytes)
     }
 
     fn fits(&self, size: Size) -> bool {
@@ -94,9 +96,11 @@ struct Report {
     binding_limit: u64,
     models: Vec<Model>,
     size: Size,
+    /// Absent where a buffer of it cannot be bound; `reason` says which.
     #[serde(flatten)]
-    bytes: MachineBytes,
-    total: u64,
+    bytes: Option<MachineBytes>,
+    total: Option<u64>,
+    reason: Option<String>,
     fits: bool,
     /// Longest text at this batch.
     longest_model_len: Option<usize>,
@@ -115,8 +119,7 @@ struct Model {
 }
 
 impl Report {
-    fn new(planner: &Planner, size: Size) -> Result<Self> {
-        let bytes = planner.bytes(size)?;
+    fn new(planner: &Planner, size: Size, bytes: &Result<MachineBytes>) -> Self {
         let model = |(index, role): (usize, &'static str)| {
             let member = planner.member_of_role[index];
             let checkpoint = planner.checkpoints[member];
@@ -127,18 +130,19 @@ impl Report {
                 shared: planner.member_of_role[..index].contains(&member),
             }
         };
-        Ok(Self {
+        Self {
             device: planner.room.device.clone(),
             memory: planner.room.memory,
             binding_limit: planner.room.binding_limit,
             models: ROLES.into_iter().enumerate().map(model).collect(),
             size,
-            bytes,
-            total: bytes.total(),
+            bytes: bytes.as_ref().ok().copied(),
+            total: bytes.as_ref().ok().map(MachineBytes::total),
+            reason: bytes.as_ref().err().map(Error::to_string),
             fits: planner.fits(size),
             longest_model_len: planner.largest(planner.positions, |max_model_len| Size { max_model_len, ..size }),
             largest_batch: planner.largest(MAX_SLOTS, |batch| Size { batch, ..size }),
-        })
+        }
     }
 
     fn text(&self) -> String {
@@ -152,29 +156,24 @@ impl Report {
             Some(memory) => format!("{} may be used", gigabytes(memory)),
             None => "it does not tell how much memory is free: only the limits of its buffers are known".into(),
         };
-        let MachineBytes { weights, workspace, kv_cache } = self.bytes;
-        let verdict = match (self.fits, self.memory) {
-            (true, Some(memory)) => format!("yes, {} are left", gigabytes(memory - self.total)),
-            (true, None) => "its buffers can be bound; whether there is memory shows when it is loaded".into(),
-            (false, _) => "no".into(),
+        let part = |of: fn(&MachineBytes) -> u64| self.bytes.as_ref().map_or("-".into(), |bytes| gigabytes(of(bytes)));
+        let verdict = match (&self.reason, self.fits, self.memory, self.total) {
+            (Some(reason), ..) => format!("no: {reason}"),
+            (None, true, Some(memory), Some(total)) => format!("yes, {} are left", gigabytes(memory - total)),
+            (None, true, ..) => "its buffers can be bound; whether there is memory shows when it is loaded".into(),
+            (None, false, ..) => "no".into(),
         };
         let or_none = |n: Option<usize>, what: &str| n.map_or("none fits".into(), |n| format!("{n} {what}"));
         let lines = [
             ["device", &format!("{}; {memory}", self.device)],
-            ["weights", &gigabytes(weights)],
-            ["workspace", &gigabytes(workspace)],
-            ["KV cache", &format!("{} for {}", gigabytes(kv_cache), self.size.describe())],
-            ["in all", &gigabytes(self.total)],
+            ["weights", &part(|bytes| bytes.weights)],
+            ["workspace", &part(|bytes| bytes.workspace)],
+            ["KV cache", &format!("{} for {}", part(|bytes| bytes.kv_cache), self.size.describe())],
+            ["in all", &part(MachineBytes::total)],
             ["fits", &verdict],
             ["longest text", &or_none(self.longest_model_len, &format!("tokens at batch {}", self.size.batch))],
             ["largest batch", &or_none(self.largest_batch, &format!("texts of {} tokens", self.size.max_model_len))],
         ];
         format!("{}\n\n{}", table(&models), table(&lines.map(|line| line.map(String::from).to_vec())))
     }
-}
-
-/// Bytes for people, in units of 10^9, as files and memory are sold.
-fn gigabytes(bytes: u64) -> String {
-    let gigabytes = bytes as f64 / 1e9;
-    if gigabytes < 1.0 { format!("{:.1} MB", 1e3 * gigabytes) } else { format!("{gigabytes:.2} GB") }
 }

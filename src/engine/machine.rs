@@ -50,6 +50,7 @@ pub struct Machine<B: Backend> {
     record_top: Option<u32>,
     n_slots: usize,
     n_pages: usize,
+    is_whole: bool,
     uploaded: Batch,
 }
 
@@ -64,7 +65,24 @@ pub struct StepView {
 /// A step under way.
 pub struct Step<R> {
     receipt: R,
-    recorded: bool,
+    records: Records,
+}
+
+/// Whether a step makes a record of what it combines.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Records {
+    /// It does, for every slot.
+    Kept,
+    /// It does not.
+    None,
+}
+
+/// The position that a mask holds for.
+pub enum Draw {
+    /// The first of a response.
+    First,
+    /// Every one after it.
+    Later,
 }
 
 impl<B: Backend> Machine<B> {
@@ -77,8 +95,7 @@ impl<B: Backend> Machine<B> {
         options: &MachineOptions,
     ) -> Result<Self> {
         let room = Room::of(&backend, options.memory_fraction);
-        let plan = Plan::new(checkpoints, member_of_role, vocabulary.n_ids, options, room.binding_limit)?;
-        let plan = plan.within(room.memory)?;
+        let plan = Plan::within_room(checkpoints, member_of_role, vocabulary.n_ids, options, &room)?;
         let load = |stack: &StackPlan| {
             let members: Vec<&Checkpoint> = stack.members.iter().map(|&i| checkpoints[i]).collect();
             Stack::load(&backend, &members, options.max_lane_tokens)
@@ -95,23 +112,22 @@ impl<B: Backend> Machine<B> {
         vocabulary: &Vocabulary,
         options: &MachineOptions,
     ) -> Result<Self> {
-        let Plan { seats, n_slots, mask_words, .. } = plan;
+        let Plan { seats, n_slots, mask_words, slot_words: ref words, .. } = plan;
         let works = stacks.iter().zip(&plan.stacks);
         let works = works.map(|(stack, sizes)| Workspace::new(&backend, stack, sizes.cap, plan.cap_logits));
         let works = works.collect::<Result<Vec<_>>>()?;
         let page_params: Vec<PageParams> = plan.stacks.iter().map(|stack| stack.page).collect();
-        let slots = backend.alloc("slots", n_slots * size_of::<Slot>() / 4)?;
-        let page_table = backend.alloc("page table", n_slots * N_LANES * page_params[0].max_pages as usize)?;
-        let constraints = backend.alloc("constraints", constraints_words(n_slots, mask_words))?;
+        let slots = backend.alloc("slots", words.slots)?;
+        let page_table = backend.alloc("page table", words.page_table)?;
+        let constraints = backend.alloc("constraints", words.constraints)?;
         let mut zero_delta = vec![0u32; mask_words];
         vocabulary.zero_delta_ids.iter().for_each(|&id| zero_delta[id as usize / 32] |= 1 << (id % 32));
         backend.upload(&constraints, 0, bytemuck::cast_slice(&vocabulary.live))?;
         backend.upload(&constraints, 4 * mask_words, bytemuck::cast_slice(&zero_delta))?;
-        let record_words = n_slots * size_of::<StepRecord>() / 4;
-        let scores = backend.alloc("scores", plan.scores_words)?;
-        let counts = backend.alloc("counts", plan.counts_words)?;
-        let samples = backend.alloc("samples", n_slots * size_of::<Sample>() / 4)?;
-        let records = backend.alloc("records", if options.record_top.is_some() { record_words } else { 1 })?;
+        let scores = backend.alloc("scores", words.scores)?;
+        let counts = backend.alloc("counts", words.counts)?;
+        let samples = backend.alloc("samples", words.samples)?;
+        let records = backend.alloc("records", words.records)?;
         // Last, because the pool takes what is left.
         let (n_pages, planes) = pool(&backend, &plan)?;
         Ok(Self {
@@ -135,6 +151,7 @@ impl<B: Backend> Machine<B> {
             works,
             seats,
             cache: Cache { slots, page_table, planes },
+            is_whole: n_slots == options.n_slots.min(MAX_SLOTS) && n_pages == plan.pages_wanted,
             n_slots,
             n_pages,
         })
@@ -148,6 +165,11 @@ impl<B: Backend> Machine<B> {
     /// Pages in the pool.
     pub fn n_pages(&self) -> usize {
         self.n_pages
+    }
+
+    /// Whether slots and pages are as many as were asked for.
+    pub fn is_whole(&self) -> bool {
+        self.is_whole
     }
 
     /// Stacks, in the order of a batch's.
@@ -206,11 +228,15 @@ impl<B: Backend> Machine<B> {
         self.backend.upload(&self.cache.slots, index * size_of::<Slot>(), bytemuck::bytes_of(slot))
     }
 
-    /// Writes which ids a slot may draw, at its first position (`first`) or later.
-    pub fn allow(&self, index: usize, mask: &[u32], first: bool) -> Result<()> {
+    /// Writes which ids a slot may draw.
+    pub fn allow(&self, index: usize, mask: &[u32], at: Draw) -> Result<()> {
         let mask_words = self.combine.mask_words as usize;
         assert_eq!(mask.len(), mask_words);
-        let offset = slot_constraints_offset(index, mask_words) + if first { mask_words } else { 0 };
+        let offset = slot_constraints_offset(index, mask_words)
+            + match at {
+                Draw::First => mask_words,
+                Draw::Later => 0,
+            };
         self.backend.upload(&self.constraints, 4 * offset, bytemuck::cast_slice(mask))
     }
 
@@ -220,8 +246,8 @@ impl<B: Backend> Machine<B> {
         self.backend.upload(&self.cache.slots, offset, bytemuck::bytes_of(&(Finish::Cancelled as u32)))
     }
 
-    /// Records and submits one step.
-    pub fn submit(&mut self, batch: Batch, recorded: bool) -> Result<Step<B::Receipt>> {
+    /// Submits one step.
+    pub fn submit(&mut self, batch: Batch, records: Records) -> Result<Step<B::Receipt>> {
         self.upload(batch)?;
         let mut pass = self.backend.begin();
         for ((stack, work), (&page, rows)) in
@@ -235,18 +261,17 @@ impl<B: Backend> Machine<B> {
         let n_samples = self.uploaded.samples.len() as u32;
         if n_samples > 0 {
             self.combine_sample(&mut pass, n_samples);
-            if recorded {
+            if records == Records::Kept {
                 self.record(&mut pass, n_samples);
             }
         }
         let slots = (&self.cache.slots, 0..self.n_slots * size_of::<Slot>());
-        let records = (&self.records, 0..self.n_slots * size_of::<StepRecord>());
-        let receipt = if recorded {
-            self.backend.submit(pass, &[slots, records])?
-        } else {
-            self.backend.submit(pass, &[slots])?
+        let kept = (&self.records, 0..self.n_slots * size_of::<StepRecord>());
+        let receipt = match records {
+            Records::Kept => self.backend.submit(pass, &[slots, kept])?,
+            Records::None => self.backend.submit(pass, &[slots])?,
         };
-        Ok(Step { receipt, recorded })
+        Ok(Step { receipt, records })
     }
 
     /// Waits for a step. Steps are collected in the order of their submission.
@@ -255,7 +280,7 @@ impl<B: Backend> Machine<B> {
         let (slots, records) = bytes.split_at(self.n_slots * size_of::<Slot>());
         Ok(StepView {
             slots: bytemuck::pod_collect_to_vec(slots),
-            records: if step.recorded { bytemuck::pod_collect_to_vec(records) } else { Vec::new() },
+            records: if step.records == Records::Kept { bytemuck::pod_collect_to_vec(records) } else { Vec::new() },
         })
     }
 

@@ -18,7 +18,7 @@ use crate::kv::pool::Pool;
 use crate::{Error, Result};
 use batch::{Batch, Seat};
 use event::{Completion, Event};
-use machine::{Machine, Step};
+use machine::{Draw, Machine, Records, Step};
 use request::{PROMPT_FIELDS, Request};
 use sequence::{Lane, Sequence, lanes};
 use std::collections::VecDeque;
@@ -186,8 +186,8 @@ impl<B: Backend> Engine<B> {
         self.machine.admit(slot, &device_slot, &sequence.request, &sequence.pages)?;
         let mut first = allowed.clone();
         sequence.request.bad_first_ids.iter().for_each(|&id| clear(&mut first, id));
-        self.machine.allow(slot, &first, true)?;
-        self.machine.allow(slot, allowed, false)
+        self.machine.allow(slot, &first, Draw::First)?;
+        self.machine.allow(slot, allowed, Draw::Later)
     }
 
     fn page_counts(&self, request: &Request, lanes: &[Lane]) -> Vec<usize> {
@@ -219,7 +219,8 @@ impl<B: Backend> Engine<B> {
         let sequence = |slot: u32| &self.running[slot as usize].as_ref().expect("a sampled slot runs").sequence;
         let drew = batch.samples.iter().map(|sample| (sample.slot as usize, sequence(sample.slot).serial)).collect();
         let recorded = batch.samples.iter().any(|sample| sequence(sample.slot).request.record.is_some());
-        let step = self.machine.submit(batch, recorded)?;
+        let records = if recorded { Records::Kept } else { Records::None };
+        let step = self.machine.submit(batch, records)?;
         self.flights.push_back(Flight { step, drew });
         Ok(())
     }
@@ -257,7 +258,7 @@ impl<B: Backend> Engine<B> {
         if banned != running.banned_now {
             let mut mask = running.allowed.clone();
             banned.iter().for_each(|&id| clear(&mut mask, id));
-            self.machine.allow(slot, &mask, false)?;
+            self.machine.allow(slot, &mask, Draw::Later)?;
             running.banned_now = banned;
         }
         Ok(())

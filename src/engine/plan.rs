@@ -4,12 +4,12 @@
 use super::batch::Seat;
 use super::machine::MachineOptions;
 use super::worker::EngineOptions;
-use crate::backend::params::{MAX_SLOTS, PageParams};
+use crate::backend::params::{MAX_SLOTS, N_LANES, PageParams, Sample, Slot, StepRecord, constraints_words};
 use crate::backend::{Backend, Dtype};
 use crate::checkpoint::{Checkpoint, EMBEDDING};
 use crate::kv::pool::{PageShape, page_bytes};
-use crate::model::graph::WorkspaceWords;
-use crate::model::weights::LayerShape;
+use crate::model::graph::{self, WorkspaceWords};
+use crate::model::weights::{LayerShape, RotarySets};
 use crate::{Error, Result};
 use serde::Serialize;
 
@@ -67,7 +67,7 @@ impl Room {
 pub struct MachineBytes {
     /// Weights of the distinct models, as stored.
     pub weights: u64,
-    /// Activations, logits, scores and rotary tables.
+    /// Activations, logits and rotary tables, and what every slot has: scores, counts, constraints, records, page tables.
     pub workspace: u64,
     /// Keys and values.
     pub kv_cache: u64,
@@ -80,22 +80,30 @@ impl MachineBytes {
     }
 }
 
-/// The bytes of a machine for `checkpoints` (the distinct ones; `member_of_role` says which a role uses) with room for
+/// What a machine with all that was asked for comes to.
+pub struct MachineSizes {
+    /// Its bytes.
+    pub bytes: MachineBytes,
+    /// Prompt rows per member and step; the device may allow fewer than were asked for.
+    pub prefill_rows: usize,
+}
+
+/// The sizes of a machine for `checkpoints` (the distinct ones; `member_of_role` says which a role uses) with room for
 /// all that `options` ask for. An error where that needs a buffer that the device of `room` cannot bind.
-pub fn machine_bytes(
+pub fn machine_sizes(
     checkpoints: &[&Checkpoint],
     member_of_role: [usize; 3],
     options: &EngineOptions,
     room: &Room,
-) -> Result<MachineBytes> {
+) -> Result<MachineSizes> {
     // At most as many ids as every model has columns.
     let n_ids = checkpoints.iter().map(|checkpoint| checkpoint.config.n_vocab).min().unwrap_or(0);
-    let (options, limit) = (options.machine(), room.binding_limit);
-    let plan = Plan::new(checkpoints, member_of_role, n_ids, &options, limit)?;
+    let limit = room.binding_limit;
+    let plan = Plan::new(checkpoints, member_of_role, n_ids, &options.machine(), limit)?;
     let wanted = options.n_slots.min(MAX_SLOTS);
     fits("logits of all texts at a time", wanted as u64 * plan.slot_bytes, limit)?;
     fits("KV cache of all texts, per layer", (plan.pages_wanted * plan.page_bytes()) as u64, limit)?;
-    Ok(plan.bytes)
+    Ok(MachineSizes { bytes: plan.bytes, prefill_rows: plan.prefill_rows() })
 }
 
 /// One launch's weights.
@@ -106,6 +114,39 @@ pub(super) struct StackPlan {
     pub(super) page: PageParams,
     /// Rows per member and step.
     pub(super) cap: usize,
+}
+
+/// Sizes of the buffers that have a part per slot, logits aside, in 32-bit words.
+pub(super) struct SlotWords {
+    pub(super) slots: usize,
+    pub(super) page_table: usize,
+    pub(super) constraints: usize,
+    pub(super) scores: usize,
+    /// One where nothing is penalised.
+    pub(super) counts: usize,
+    pub(super) samples: usize,
+    /// One where nothing is recorded.
+    pub(super) records: usize,
+}
+
+impl SlotWords {
+    fn new(n_slots: usize, mask_words: usize, max_pages: usize, options: &MachineOptions) -> Self {
+        Self {
+            slots: n_slots * size_of::<Slot>() / 4,
+            page_table: n_slots * N_LANES * max_pages,
+            constraints: constraints_words(n_slots, mask_words),
+            scores: n_slots * 2 * 32 * mask_words,
+            counts: if options.penalties { n_slots * 32 * mask_words } else { 1 },
+            samples: n_slots * size_of::<Sample>() / 4,
+            records: if options.record_top.is_some() { n_slots * size_of::<StepRecord>() / 4 } else { 1 },
+        }
+    }
+
+    /// Words of all of them.
+    fn total(&self) -> usize {
+        let Self { slots, page_table, constraints, scores, counts, samples, records } = self;
+        slots + page_table + constraints + scores + counts + samples + records
+    }
 }
 
 /// How large everything becomes.
@@ -122,12 +163,10 @@ pub(super) struct Plan {
     pub(super) cap_logits: usize,
     /// Words of one bitmask over ids.
     pub(super) mask_words: usize,
-    /// Words of the scores of all slots.
-    pub(super) scores_words: usize,
-    /// Words of the counts that penalties need, if any.
-    pub(super) counts_words: usize,
+    /// Sizes of the buffers that have a part per slot.
+    pub(super) slot_words: SlotWords,
     /// Pages that were asked for; `n_pages` may be fewer.
-    pages_wanted: usize,
+    pub(super) pages_wanted: usize,
     /// Bytes of a slot in the largest buffer that has a part per slot.
     slot_bytes: u64,
     /// Bytes of it all.
@@ -195,12 +234,12 @@ impl Plan {
         };
         let (n_pages, n_layers) =
             (pages_wanted.min((limit / page_bytes as u64) as usize), groups.iter().map(|g| shape(g).n_layers).max());
-        let scores_words = n_slots * 2 * 32 * mask_words;
-        let counts_words = if options.penalties { n_slots * 32 * mask_words } else { 1 };
+        let slot_words = SlotWords::new(n_slots, mask_words, max_pages, options);
         let words = |(group, stack): (&Vec<usize>, &StackPlan)| {
-            let rotary = group.len() * options.max_lane_tokens * shape(group).head_dim;
-            let sizes = [group.len(), n_vocab(group)];
-            rotary + WorkspaceWords::new(&shape(group), sizes, [stack.cap, cap_logits]).total()
+            let members: Vec<&Checkpoint> = group.iter().map(|&index| checkpoints[index]).collect();
+            let rotary = RotarySets::of(&members).words(options.max_lane_tokens, shape(group).head_dim);
+            let room = graph::Room { n_members: group.len(), n_vocab: n_vocab(group), cap: stack.cap, cap_logits };
+            rotary + WorkspaceWords::new(&shape(group), room).total()
         };
         let words: usize = groups.iter().zip(&stacks).map(words).sum();
         let n_layers = n_layers.unwrap_or(0);
@@ -213,20 +252,39 @@ impl Plan {
             pages_per_slot,
             cap_logits,
             mask_words,
-            scores_words,
-            counts_words,
             pages_wanted,
             slot_bytes,
             bytes: MachineBytes {
+                workspace: 4 * (words + slot_words.total()) as u64,
                 weights: checkpoints.iter().map(|checkpoint| checkpoint.n_bytes()).sum(),
-                workspace: 4 * (words + scores_words + counts_words) as u64,
                 kv_cache: (n_layers * n_pages * page_bytes) as u64,
             },
+            slot_words,
         })
     }
 
+    /// As [`Self::new`], within the memory of `room`: as many slots as leave the longest text its pages, and as many
+    /// pages as there is memory for. An error where one slot is too many.
+    pub(super) fn within_room(
+        checkpoints: &[&Checkpoint],
+        member_of_role: [usize; 3],
+        n_ids: usize,
+        options: &MachineOptions,
+        room: &Room,
+    ) -> Result<Self> {
+        let mut options = options.clone();
+        loop {
+            let plan = Self::new(checkpoints, member_of_role, n_ids, &options, room.binding_limit)?;
+            let n_slots = plan.n_slots;
+            match plan.within(room.memory) {
+                Err(_) if n_slots > 1 => options.n_slots = n_slots - 1,
+                result => return result,
+            }
+        }
+    }
+
     /// As many pages as `memory` bytes leave room for; an error where the longest text does not fit.
-    pub(super) fn within(mut self, memory: Option<u64>) -> Result<Self> {
+    fn within(mut self, memory: Option<u64>) -> Result<Self> {
         let Some(memory) = memory else { return Ok(self) };
         let all_layers = (self.n_layers * self.page_bytes()) as u64;
         let MachineBytes { weights, workspace, .. } = self.bytes;
@@ -237,6 +295,11 @@ impl Plan {
             return Err(too_little(MachineBytes { kv_cache, ..self.bytes }, "the longest text", memory));
         }
         Ok(self)
+    }
+
+    /// Prompt rows that every member takes in a step, beside all decode rows.
+    fn prefill_rows(&self) -> usize {
+        self.stacks.iter().map(|stack| stack.cap - self.cap_logits).min().unwrap_or(0)
     }
 
     fn page_bytes(&self) -> usize {
@@ -295,6 +358,34 @@ fn fits(what: &str, needed: u64, limit: u64) -> Result<()> {
 mod tests {
     use super::*;
     use crate::checkpoint::Source;
+
+    #[test]
+    fn where_memory_is_short_fewer_slots_run() {
+        let open = |role| Checkpoint::open(Source::directory(format!("{}/demo/{role}", env!("CARGO_MANIFEST_DIR"))));
+        let checkpoints = ["base", "expert", "anti-expert"].map(|role| open(role).expect("a demo checkpoint opens"));
+        let checkpoints = checkpoints.each_ref();
+        let options = EngineOptions { n_slots: 64, max_model_len: 32, ..EngineOptions::sized_for(&[]) }.machine();
+        let within = |memory| {
+            let room = Room { device: String::new(), binding_limit: u64::MAX >> 1, memory: Some(memory) };
+            Plan::within_room(&checkpoints, [0, 1, 2], 1_000, &options, &room)
+        };
+        let new = |n_slots| {
+            let options = MachineOptions { n_slots, ..options.clone() };
+            Plan::new(&checkpoints, [0, 1, 2], 1_000, &options, u64::MAX >> 1).expect("a plan")
+        };
+        // Just what so many slots need with the pages of one text; a byte less is a slot less.
+        let least = |n_slots| {
+            let plan = new(n_slots);
+            let pages = plan.n_layers * plan.pages_per_slot * plan.page_bytes();
+            plan.bytes.weights + plan.bytes.workspace + pages as u64
+        };
+        for n_slots in [64, 5, 2] {
+            let [enough, less] = [least(n_slots), least(n_slots) - 1].map(|memory| within(memory).expect("it fits"));
+            assert_eq!([enough.n_slots, less.n_slots], [n_slots, n_slots - 1]);
+            assert_eq!(enough.n_pages, enough.pages_per_slot);
+        }
+        assert!(matches!(within(least(1) - 1), Err(Error::Memory { .. })));
+    }
 
     #[test]
     fn a_pair_is_stacked_where_shapes_and_cache_types_agree() {

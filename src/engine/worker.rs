@@ -226,8 +226,14 @@ impl Drop for EventStream {
 pub struct Handle {
     jobs: Option<Sender<Job>>,
     trio: Arc<Trio>,
-    device: String,
+    started: Started,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What a thread says when its engine is ready.
+struct Started {
+    device: String,
+    is_whole: bool,
 }
 
 impl Handle {
@@ -255,13 +261,18 @@ impl Handle {
         let run = move || run(open(), shared, &options, inbox, ready);
         let thread = std::thread::Builder::new().name("engine".into()).spawn(run);
         let thread = thread.map_err(|error| Error::Io { message: format!("cannot start the engine: {error}") })?;
-        let device = started.recv().map_err(|_| lost())??;
-        Ok(Self { jobs: Some(jobs), trio, device, thread: Some(thread) })
+        let started = started.recv().map_err(|_| lost())??;
+        Ok(Self { jobs: Some(jobs), trio, started, thread: Some(thread) })
     }
 
     /// The backend and the device that run it.
     pub fn device(&self) -> &str {
-        &self.device
+        &self.started.device
+    }
+
+    /// Whether there was room for as many texts and tokens at a time as the options asked for; else some will wait.
+    pub fn is_whole(&self) -> bool {
+        self.started.is_whole
     }
 
     /// Submits requests together; an invalid one is an error before any of them runs.
@@ -313,17 +324,18 @@ fn run<B: Backend>(
     trio: Arc<Trio>,
     options: &EngineOptions,
     inbox: Receiver<Job>,
-    ready: Sender<Result<String>>,
+    ready: Sender<Result<Started>>,
 ) {
     let load = |backend: B| {
         let device = backend.describe();
         let machine =
             Machine::load(backend, &trio.checkpoints(), trio.member_of_role(), trio.vocabulary(), &options.machine())?;
-        Ok((Engine::new(machine, trio.clone(), options.max_model_len), device))
+        let started = Started { device, is_whole: machine.is_whole() };
+        Ok((Engine::new(machine, trio.clone(), options.max_model_len), started))
     };
     let mut engine = match backend.and_then(load) {
-        Ok((engine, device)) => {
-            if ready.send(Ok(device)).is_err() {
+        Ok((engine, started)) => {
+            if ready.send(Ok(started)).is_err() {
                 return;
             }
             engine
@@ -368,12 +380,30 @@ mod tests {
     use super::*;
     use crate::checkpoint::Source;
 
-    #[test]
-    fn a_cancelled_request_is_gone_after_the_next_step() {
+    fn demo_trio() -> Arc<Trio> {
         let [base, expert, anti] = ["base", "expert", "anti-expert"]
             .map(|role| Source::directory(format!("{}/demo/{role}", env!("CARGO_MANIFEST_DIR"))));
         let sources = TrioSources { base, expert: Some(expert), anti_expert: Some(anti) };
-        let trio = Arc::new(Trio::open(&sources, &[]).expect("the demo trio opens"));
+        Arc::new(Trio::open(&sources, &[]).expect("the demo trio opens"))
+    }
+
+    /// Only Linux tells how much memory is free.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn an_engine_says_whether_it_has_the_room_it_was_asked_for() {
+        let backend = BackendChoice::Cpu;
+        let asked = EngineOptions { backend, max_model_len: 16, ..EngineOptions::sized_for(&[]) };
+        // 2^40 tokens are more than any machine has memory for; a hundredth of it holds the demo.
+        for (kv_tokens, memory_fraction, whole) in [(Some(64), 0.95, true), (Some(1 << 40), 0.01, false)] {
+            let options = EngineOptions { kv_tokens, memory_fraction, ..asked.clone() };
+            let engine = Handle::start(demo_trio(), options).expect("the engine starts");
+            assert_eq!(engine.is_whole(), whole, "{kv_tokens:?}");
+        }
+    }
+
+    #[test]
+    fn a_cancelled_request_is_gone_after_the_next_step() {
+        let trio = demo_trio();
         let sampling = Sampling { max_tokens: 100, ignore_eos: true, ..Sampling::default() };
         let request = Request { prompts: std::array::from_fn(|_| vec![7, 8, 9]), sampling, ..Request::default() };
         let options = EngineOptions::sized_for(std::slice::from_ref(&request));

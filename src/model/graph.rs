@@ -32,7 +32,8 @@ pub struct Workspace<B: Backend> {
 impl<B: Backend> Workspace<B> {
     /// Room for `cap` rows and `cap_logits` logits rows per member.
     pub fn new(backend: &B, stack: &Stack<B>, cap: usize, cap_logits: usize) -> Result<Self> {
-        let words = WorkspaceWords::new(&stack.shape, [stack.n_members, stack.n_vocab], [cap, cap_logits]);
+        let room = Room { n_members: stack.n_members, n_vocab: stack.n_vocab, cap, cap_logits };
+        let words = WorkspaceWords::new(&stack.shape, room);
         Ok(Self {
             cap,
             cap_logits,
@@ -50,6 +51,19 @@ impl<B: Backend> Workspace<B> {
     }
 }
 
+/// What a [`Workspace`] has room for.
+#[derive(Clone, Copy)]
+pub(crate) struct Room {
+    /// Weight sets stacked.
+    pub(crate) n_members: usize,
+    /// Ids of the widest vocabulary among them.
+    pub(crate) n_vocab: usize,
+    /// Rows per member.
+    pub(crate) cap: usize,
+    /// Logits rows per member.
+    pub(crate) cap_logits: usize,
+}
+
 /// Sizes of a [`Workspace`]'s buffers, in 32-bit words.
 pub(crate) struct WorkspaceWords {
     rows: usize,
@@ -65,12 +79,9 @@ pub(crate) struct WorkspaceWords {
 }
 
 impl WorkspaceWords {
-    /// For `n_members` members of a shape, of which the widest vocabulary has `n_vocab` ids.
-    pub(crate) fn new(
-        shape: &LayerShape,
-        [n_members, n_vocab]: [usize; 2],
-        [cap, cap_logits]: [usize; 2],
-    ) -> WorkspaceWords {
+    /// For members of a shape.
+    pub(crate) fn new(shape: &LayerShape, room: Room) -> WorkspaceWords {
+        let Room { n_members, n_vocab, cap, cap_logits } = room;
         let rows = n_members * cap;
         let words = |records: usize, bytes: usize| records * bytes / 4;
         WorkspaceWords {

@@ -134,9 +134,9 @@ impl<B: Backend> Stack<B> {
         let tied = members.iter().all(|m| m.config.tied);
         let head_name = |m: &Checkpoint| vec![if m.config.tied { EMBEDDING } else { HEAD }.into()];
         let head = if tied { None } else { Some(loader.matrix(head_name, n_vocab)?) };
-        let RotaryTables { tables, of_layer } = loader.rotary(max_positions, &shape)?;
-        let layer = |(index, rotary)| loader.layer(&shape, index, rotary);
-        let layers = of_layer.into_iter().enumerate().map(layer).collect::<Result<_>>()?;
+        let rotary = RotarySets::of(members);
+        let layer = |(index, rotary): (usize, &Option<usize>)| loader.layer(&shape, index, *rotary);
+        let layers = rotary.of_layer.iter().enumerate().map(layer).collect::<Result<_>>()?;
         let growth =
             loader.each(|m| m.config.q_growth.map_or((0.0, 1), |growth| (growth.beta, growth.length)), (0.0, 1));
         Ok(Self {
@@ -146,7 +146,7 @@ impl<B: Backend> Stack<B> {
             head,
             layers,
             final_gain: loader.gain(shape.d_model, "model.norm.weight".into())?,
-            rotary: tables,
+            rotary: loader.rotary(&rotary, max_positions, shape.head_dim)?,
             max_positions,
             eps: loader.each(|m| m.config.norm_eps, 0.0),
             embedding_scale: loader.each(|m| m.config.embedding_scale, 0.0),
@@ -156,10 +156,33 @@ impl<B: Backend> Stack<B> {
     }
 }
 
-/// A table for each set of rotary positions that the members have in a layer, and which of them a layer has.
-struct RotaryTables<B: Backend> {
-    tables: Vec<B::Buf>,
+/// The sets of rotary positions that members have in a layer, a table for each, and which of them a layer has.
+pub(crate) struct RotarySets {
+    sets: Vec<Vec<Option<Rope>>>,
     of_layer: Vec<Option<usize>>,
+}
+
+impl RotarySets {
+    /// Of members with equally many layers.
+    pub(crate) fn of(members: &[&Checkpoint]) -> Self {
+        let mut sets: Vec<Vec<Option<Rope>>> = Vec::new();
+        let of_layer = (0..members[0].config.n_layers).map(|layer| {
+            let set: Vec<Option<Rope>> = members.iter().map(|m| m.config.layers[layer].rope).collect();
+            set.iter().any(Option::is_some).then(|| {
+                sets.iter().position(|known| *known == set).unwrap_or_else(|| {
+                    sets.push(set);
+                    sets.len() - 1
+                })
+            })
+        });
+        let of_layer = of_layer.collect();
+        Self { sets, of_layer }
+    }
+
+    /// Words of all tables.
+    pub(crate) fn words(&self, max_positions: usize, head_dim: usize) -> usize {
+        self.sets.iter().map(Vec::len).sum::<usize>() * max_positions * head_dim
+    }
 }
 
 struct Loader<'a, B: Backend> {
@@ -271,23 +294,13 @@ impl<B: Backend> Loader<'_, B> {
         used.then(|| self.vector(label, width, names)).transpose()
     }
 
-    fn rotary(&self, max_positions: usize, shape: &LayerShape) -> Result<RotaryTables<B>> {
-        let mut sets: Vec<Vec<Option<Rope>>> = Vec::new();
-        let mut table_of = |layer: usize| {
-            let set: Vec<Option<Rope>> = self.members.iter().map(|m| m.config.layers[layer].rope).collect();
-            set.iter().any(Option::is_some).then(|| {
-                sets.iter().position(|known| *known == set).unwrap_or_else(|| {
-                    sets.push(set);
-                    sets.len() - 1
-                })
-            })
-        };
-        let of_layer = (0..shape.n_layers).map(&mut table_of).collect();
+    /// One buffer for each set.
+    fn rotary(&self, sets: &RotarySets, max_positions: usize, head_dim: usize) -> Result<Vec<B::Buf>> {
         let upload = |set: &Vec<Option<Rope>>| {
-            let rows = set.iter().flat_map(|&rope| rotary_rows(rope, max_positions, shape.head_dim));
+            let rows = set.iter().flat_map(|&rope| rotary_rows(rope, max_positions, head_dim));
             self.upload("rotary table", &rows.collect::<Vec<f32>>())
         };
-        Ok(RotaryTables { tables: sets.iter().map(upload).collect::<Result<_>>()?, of_layer })
+        sets.sets.iter().map(upload).collect()
     }
 
     fn upload(&self, label: &'static str, data: &[f32]) -> Result<B::Buf> {
@@ -330,6 +343,10 @@ fn parts<'a>(member: &Checkpoint, names: &'a [String], dtype: Dtype) -> Result<V
 }
 
 impl MatrixBytes for Joined<'_> {
+    fn is_matrix_of(&self, n_bytes: usize) -> bool {
+        self.parts.iter().all(|(_, span)| span.end <= n_bytes)
+    }
+
     fn copy_to(&self, offset: usize, mut bytes: &mut [u8]) -> Result<()> {
         let mut at = offset;
         for (name, span) in self.parts.iter().filter(|(_, span)| span.end > offset) {

@@ -119,16 +119,18 @@ const SMALL_BINDING: u64 = 256 << 10;
 
 /// The adapter's plain form against the twin; its other forms must give its bits: subgroups, split matrices, images.
 fn run_wgpu(device: Option<usize>, twin: &Cpu, report: &mut dyn FnMut(&Report)) -> Result<Outcome> {
-    let form = |subgroups: bool, binding_limit: Option<u64>, matrices: MatrixForm| {
-        Wgpu::open(&wgpu::Options { device, software: true, binding_limit, subgroups, matrices: Some(matrices) })
-    };
-    let plain = form(false, None, MatrixForm::Buffers)?;
+    let (buffers, images) = (Some(MatrixForm::Buffers), Some(MatrixForm::Images));
+    let grouped = wgpu::Options { device, software: true, matrices: buffers, ..wgpu::Options::default() };
+    let plain = wgpu::Options { subgroups: false, ..grouped.clone() };
+    let split = wgpu::Options { binding_limit: Some(SMALL_BINDING), ..plain.clone() };
+    let split_images = wgpu::Options { matrices: images, binding_limit: split.binding_limit, ..grouped.clone() };
+    let [plain, split_images] = [Wgpu::open(&plain)?, Wgpu::open(&split_images)?];
     let mut outcome = run_against(&plain, &format!("{}, plain", plain.describe()), Yardstick::Near(twin), report)?;
     let mut forms = vec![
-        ("matrices split", form(false, Some(SMALL_BINDING), MatrixForm::Buffers)?),
-        ("images split", form(true, Some(SMALL_BINDING), MatrixForm::Images)?),
+        ("buffers split", Wgpu::open(&split)?),
+        (if split_images.uses_subgroups() { "images split with subgroups" } else { "images split" }, split_images),
     ];
-    let grouped = form(true, None, MatrixForm::Buffers)?;
+    let grouped = Wgpu::open(&grouped)?;
     if grouped.uses_subgroups() {
         forms.push(("subgroups", grouped));
     }

@@ -2,13 +2,16 @@
 //!
 //! The template machine keeps a slice of a list as a view, and counts the items of a view by going through the views below
 //! it: a loop that slices what it sliced before nests them without end, for a few steps each. So `x[a:b:c]` is written as a
-//! call of the method [`METHOD`] before the machine sees it, and that makes a list, paid for item by item.
+//! call of the method [`METHOD`] before the machine sees it, and that makes a list or a string, paid for by all that it is
+//! taken from.
 
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, State, Value};
 
 /// Name of the method that stands for a slice.
 pub(super) const METHOD: &str = "__slice__";
+/// Bytes of a string for one step, as the machine itself counts.
+const BYTES_PER_STEP: usize = 64;
 
 /// An open bracket.
 struct Bracket {
@@ -145,6 +148,7 @@ pub(super) fn slice(state: &State, value: &Value, bounds: &[Value]) -> Result<Va
         return Err(refuse("cannot slice by step size of 0".into()));
     }
     if let Some(text) = value.as_str() {
+        state.consume_fuel(text.len().div_ceil(BYTES_PER_STEP) as u64)?;
         let chars: Vec<char> = text.chars().collect();
         return Ok(indices(chars.len(), start, stop, step).map(|i| chars[i]).collect::<String>().into());
     }

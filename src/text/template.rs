@@ -17,8 +17,8 @@ use std::error::Error as _;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -62,7 +62,13 @@ pub struct ChatTemplate {
     path: PathBuf,
     environment: Arc<Environment<'static>>,
     specials: BTreeMap<&'static str, String>,
+    left_behind: LeftBehind,
 }
+
+/// Threads that took longer than [`MAX_TIME`]. Nothing can stop them; while one runs on, no other is started, so that a
+/// batch of requests does not fill the machine with them. Each receiver is closed when its thread ends.
+#[derive(Default)]
+struct LeftBehind(Mutex<Vec<Receiver<()>>>);
 
 impl Message {
     /// A message.
@@ -124,7 +130,9 @@ impl ChatTemplate {
         environment.remove_filter("chain");
         environment.remove_filter("zip");
         let text = slices::as_calls(&filters::without_generation_tags(text));
-        let environment = in_time(&path, move || environment.add_template_owned(NAME, text).map(|()| environment))?;
+        let left_behind = LeftBehind::default();
+        let compile = move || environment.add_template_owned(NAME, text).map(|()| environment);
+        let environment = left_behind.in_time(&path, compile)?;
         let all = [
             ("bos_token", &tokens.bos),
             ("eos_token", &tokens.eos),
@@ -132,7 +140,7 @@ impl ChatTemplate {
             ("pad_token", &tokens.pad),
         ];
         let specials = all.into_iter().filter_map(|(name, token)| Some((name, token.clone()?))).collect();
-        Ok(ChatTemplate { path, environment: Arc::new(environment), specials })
+        Ok(ChatTemplate { path, environment: Arc::new(environment), specials, left_behind })
     }
 
     /// Where the template came from.
@@ -151,7 +159,7 @@ impl ChatTemplate {
         context.insert("documents", Value::from(()));
         context.extend(self.specials.iter().map(|(&name, token)| (name, Value::from(token.as_str()))));
         let (environment, context) = (Arc::clone(&self.environment), Value::from(context));
-        let output = in_time(&self.path, move || {
+        let output = self.left_behind.in_time(&self.path, move || {
             let mut output = Capped::default();
             let template = environment.get_template(NAME).expect("compiled when made");
             template.render_captured_to(context, &mut output).map(|_| ())?;
@@ -241,23 +249,45 @@ fn template_error(path: &Path, error: &minijinja::Error) -> Error {
     Error::file(path, format!("chat template: {line}{detail}"))
 }
 
-/// Runs `work` on a thread of its own with [`STACK_BYTES`] of stack, for [`MAX_TIME`] at most. A thread that takes longer
-/// is left behind, because nothing can stop it.
-fn in_time<T: Send + 'static>(
-    path: &Path,
-    work: impl FnOnce() -> Result<T, minijinja::Error> + Send + 'static,
-) -> Result<T> {
-    let (sender, receiver) = mpsc::channel();
-    let thread = thread::Builder::new().name("template".into()).stack_size(STACK_BYTES);
-    // Where the time is over, nobody receives.
-    let started = thread.spawn(move || drop(sender.send(work())));
-    started.map_err(|e| Error::Io { message: format!("cannot start the template's thread: {e}") })?;
-    match receiver.recv_timeout(MAX_TIME) {
-        Ok(done) => done.map_err(|e| template_error(path, &e)),
-        Err(RecvTimeoutError::Timeout) => {
-            Err(Error::file(path, format!("chat template: takes more than {} seconds", MAX_TIME.as_secs())))
+impl LeftBehind {
+    /// Runs `work` on a thread of its own with [`STACK_BYTES`] of stack, for [`MAX_TIME`] at most.
+    fn in_time<T: Send + 'static>(
+        &self,
+        path: &Path,
+        work: impl FnOnce() -> Result<T, minijinja::Error> + Send + 'static,
+    ) -> Result<T> {
+        let too_long = |more: &str| {
+            Error::file(path, format!("chat template: takes more than {} seconds{more}", MAX_TIME.as_secs()))
+        };
+        if self.runs_on() {
+            return Err(too_long(", and the last text that it took so long for is still being made"));
         }
-        Err(RecvTimeoutError::Disconnected) => Err(Error::Io { message: "the template's thread has failed".into() }),
+        let ((sender, receiver), (running, ended)) = (mpsc::channel(), mpsc::channel());
+        let thread = thread::Builder::new().name("template".into()).stack_size(STACK_BYTES);
+        let started = thread.spawn(move || {
+            // Dropped last, even where the work panics.
+            let _running: mpsc::Sender<()> = running;
+            // Where the time is over, nobody receives.
+            drop(sender.send(work()));
+        });
+        started.map_err(|e| Error::Io { message: format!("cannot start the template's thread: {e}") })?;
+        match receiver.recv_timeout(MAX_TIME) {
+            Ok(done) => done.map_err(|e| template_error(path, &e)),
+            Err(RecvTimeoutError::Timeout) => {
+                self.0.lock().expect("no holder panics").push(ended);
+                Err(too_long(""))
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                Err(Error::Io { message: "the template's thread has failed".into() })
+            }
+        }
+    }
+
+    /// Whether a thread is still at it.
+    fn runs_on(&self) -> bool {
+        let mut threads = self.0.lock().expect("no holder panics");
+        threads.retain(|ended| ended.try_recv() == Err(TryRecvError::Empty));
+        !threads.is_empty()
     }
 }
 
@@ -284,14 +314,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_takes_too_long_is_left_behind() {
+    fn what_takes_too_long_is_left_behind_once() {
         let path = Path::new("dir/chat_template.jinja");
-        let error = in_time(path, || {
-            thread::sleep(MAX_TIME + Duration::from_secs(60));
-            Ok(())
-        });
-        let error = error.expect_err("it sleeps on");
+        let left_behind = LeftBehind::default();
+        let (release, released) = mpsc::channel::<()>();
+        let error = left_behind.in_time(path, move || Ok(released.recv().is_ok()));
+        let error = error.expect_err("it waits on");
         assert!(matches!(&error, Error::File { path: found, .. } if found == path), "{error:?}");
-        assert!(error.to_string().contains("chat template: takes more than 5 seconds"), "{error}");
+        assert!(error.to_string().ends_with("chat template: takes more than 5 seconds"), "{error}");
+        for _ in 0..3 {
+            let error = left_behind.in_time(path, || Ok(())).expect_err("the first still waits");
+            assert!(error.to_string().contains("is still being made"), "{error}");
+        }
+        drop(release);
+        // Closed when the thread has ended; then the template may be tried again.
+        assert!(left_behind.0.lock().expect("no holder panics")[0].recv().is_err());
+        left_behind.in_time(path, || Ok(())).expect("nothing runs on");
     }
 }

@@ -313,6 +313,22 @@ fn layers_are_told_apart() {
     assert_eq!(windows(&with("gemma3_text", json!({"sliding_window_pattern": 3}))), [32, 32, 0, 32, 32, 0]);
     let listed = json!(["full_attention", "sliding_attention"].repeat(3));
     assert_eq!(windows(&with("mistral", json!({"layer_types": listed}))), [0, 32, 0, 32, 0, 32], "as Ministral 8B");
+    // As the text part, a Mistral stays one and slides in every layer; a Ministral says so itself.
+    for (model_type, expected) in
+        [(json!("mistral"), [32; 6]), (Value::Null, [32; 6]), (json!("ministral"), [0, 32, 0, 32, 0, 32])]
+    {
+        let (model, _) = seeing_model("language_model.model.", "language_model.lm_head.weight");
+        model.edit(FILE, |config| {
+            let text = &mut config["text_config"];
+            text["model_type"] = model_type.clone();
+            text["architectures"] = Value::Null;
+            text["num_hidden_layers"] = json!(6);
+            text["sliding_window"] = json!(32);
+            text["layer_types"] = listed.clone();
+        });
+        let config = ModelConfig::read(&Source::directory(model.path())).expect("a right configuration");
+        assert_eq!(windows(&config), expected, "{model_type}");
+    }
     let smollm3 = with("smollm3", json!({"use_sliding_window": true}));
     assert_eq!(turned(&smollm3), [true, true, true, false, true, true], "every fourth has none");
     assert_eq!(windows(&smollm3), [0, 0, 0, 32, 0, 0], "and only those slide");
@@ -415,4 +431,14 @@ fn what_a_family_has_no_use_for_is_not_looked_at() {
     let gemma3 = read("gemma3_text", json!({"attn_logit_softcapping": 50.0}));
     assert_eq!(gemma3.scales.attention_softcap, 0.0);
     read("smollm3", json!({"pretraining_tp": 2}));
+    // An empty object says nothing, and hides nothing.
+    let linear = json!({"rope_type": "linear", "factor": 8.0});
+    let llama = read("llama", json!({"rope_scaling": {}, "rope_parameters": linear}));
+    assert_eq!(rope_of(&llama).scaling, RopeScaling::Linear { factor: 8.0 });
+    let gemma3 = read(
+        "gemma3_text",
+        json!({"rope_scaling": {}, "sliding_window_pattern": 1,
+        "rope_parameters": {"full_attention": linear}}),
+    );
+    assert_eq!(rope_of(&gemma3).scaling, RopeScaling::Linear { factor: 8.0 });
 }

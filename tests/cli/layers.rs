@@ -1,6 +1,7 @@
 //! Flags by PROXYTUNE_* variables and by `--config` files: each can be given by either, what wins over what, and where
 //! the blame for a bad value goes.
 
+use super::model::{ModelDir, tensors};
 use super::{ANSWER, QUESTION, Saved, command, good, ids, objects, run, stderr, stdout};
 use serde_json::{Value, json};
 use std::fs;
@@ -26,14 +27,26 @@ fn asking<'a>(without: &str, more: &[&'a str]) -> Vec<&'a str> {
 /// A flag, a value as the environment has it, the same as a file has it, and what stands beside it on the command line.
 type Row<'a> = (&'a str, &'a str, Value, Vec<&'a str>);
 
-fn rows<'a>(place: &'a str, base: &'a str) -> Vec<Row<'a>> {
+/// A model with a weight that is NaN, where no text of a few letters meets it.
+fn model_with_nan() -> ModelDir {
+    let model = ModelDir::llama();
+    let mut tensors = tensors(false);
+    let embeddings = &mut tensors[0].bytes;
+    let last = embeddings.len() - 4;
+    embeddings[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+    model.set_tensors(&tensors);
+    model
+}
+
+fn rows<'a>(place: &'a str, base: &'a str, with_nan: &'a str) -> Vec<Row<'a>> {
     let path = |name: &str| -> &'a str { Box::leak(format!("{place}/{name}").into_boxed_str()) };
     let ask = |more: &[&'a str]| asking("", more);
     let batch = [asking("-p", &["-i", path("in.jsonl")]), vec!["-o", path("junk.jsonl")]].concat();
     let ramble = || asking("--max-tokens", &["--alpha", "0", "-n", "60"]);
     let hot = || ask(&["--temperature", "9"]);
     // Alone, and without a template.
-    let own_model = || vec!["--base", base, "--backend", "cpu", "-p", QUESTION, "--json", "--seed", "1", "-n", "2"];
+    let own = |base| vec!["--base", base, "--backend", "cpu", "-p", QUESTION, "--json", "--seed", "1", "-n", "2"];
+    let own_model = || own(base);
     vec![
         ("base", "/no/such", json!("/no/such"), asking("--demo", &[])),
         ("expert", "/no/such", json!("/no/such"), own_model()),
@@ -45,6 +58,7 @@ fn rows<'a>(place: &'a str, base: &'a str) -> Vec<Row<'a>> {
         ("anti-expert-revision", "v1", json!("v1"), own_model()),
         ("demo", "true", json!(true), asking("--demo", &[])),
         ("chat-template", path("t.jinja"), json!(path("t.jinja")), ask(&[])),
+        ("allow-non-finite-weights", "true", json!(true), own(with_nan)),
         ("id-policy", "0=ban", json!(["0=ban"]), ask(&[])),
         ("prompt", "Who?", json!("Who?"), asking("-p", &[])),
         ("file", path("prompt.txt"), json!(path("prompt.txt")), asking("-p", &[])),
@@ -82,6 +96,8 @@ fn rows<'a>(place: &'a str, base: &'a str) -> Vec<Row<'a>> {
         ("device", "7", json!(7), ask(&[])),
         // Out of its range, because threads change no text.
         ("threads", "2000", json!(2000), ask(&[])),
+        // So little that nothing fits.
+        ("memory-fraction", "1e-8", json!(1e-8), ask(&[])),
         ("kv-cache-dtype", "f32", json!("f32"), ask(&["--record", "0"])),
         ("max-model-len", "10", json!(10), asking("--max-tokens", &[])),
     ]
@@ -111,7 +127,9 @@ fn every_flag_of_generate_can_be_given_by_a_variable_and_by_a_file() {
     fs::write(path("prompt.txt"), "Who?").expect("written");
     fs::write(path("in.jsonl"), "{\"prompt\": \"Who?\"}").expect("written");
     let [base, ..] = saved.paths();
-    let rows = rows(place.path().to_str().expect("UTF-8"), &base);
+    let with_nan = model_with_nan();
+    let [here, with_nan] = [place.path(), with_nan.path()].map(|path| path.to_str().expect("UTF-8"));
+    let rows = rows(here, &base, with_nan);
 
     let definition = proxytune::cli::definition();
     let generate = definition.find_subcommand("generate").expect("a command");
@@ -197,6 +215,49 @@ fn a_value_gives_way_to_what_excludes_it() {
         "{}",
         stderr(&both)
     );
+}
+
+#[test]
+fn a_value_is_set_aside_where_what_it_belongs_to_is_not_given() {
+    let batch = "input_file = \"/no/such\"\noutput_file = \"/no/such\"\noverwrite = true\nrecord = 2\n";
+    let (_file, path) = config(&format!("{batch}chat_template = \"/no/such\"\n"));
+    let start = ["generate", "--config", &path, "--demo", "--backend", "cpu", "-p", QUESTION];
+    assert_eq!(good(&run(&start)), good(&run(&[&["generate"], &start[3..]].concat())));
+    let with_template = run(&[&start[..], &["--chat"]].concat());
+    assert_eq!(with_template.status.code(), Some(3), "{}", stderr(&with_template));
+    assert!(good(&run(&[&start[..], &["--json"]].concat())).contains("\"record\":[{"));
+    for variable in [("PROXYTUNE_OVERWRITE", "1"), ("PROXYTUNE_OUTPUT_FILE", "x"), ("PROXYTUNE_RECORD", "2")] {
+        assert_eq!(
+            good(&run_in(&[variable], &["generate", "--demo", "--chat", "-p", QUESTION])),
+            format!("{ANSWER}\n")
+        );
+    }
+    // Typed, it is a slip.
+    assert_eq!(run(&[&start[..], &["-o", "x"]].concat()).status.code(), Some(2));
+}
+
+#[test]
+fn what_the_help_allows_can_be_given_by_layers() {
+    let (_file, path) = config("temp = 9\n");
+    let asked = [&["generate"], &ASK[..]].concat();
+    let hot = outcome(&run(&[&asked[..], &["--temp", "9"]].concat()));
+    assert_ne!(hot, outcome(&run(&asked)));
+    assert_eq!(outcome(&run(&[&asked[..], &["--config", &path]].concat())), hot);
+    assert_eq!(outcome(&run_in(&[("PROXYTUNE_TEMP", "9")], &asked)), hot);
+    let twice = run_in(&[("PROXYTUNE_TEMP", "9"), ("PROXYTUNE_TEMPERATURE", "1")], &asked);
+    assert!(stderr(&twice).contains("cannot be given together with PROXYTUNE_TEMP"), "{}", stderr(&twice));
+    let bare = ["generate", "--demo", "--backend", "cpu", "-p", QUESTION];
+    assert_eq!(good(&run_in(&[("PROXYTUNE_CHAT", "true")], &bare)), format!("{ANSWER}\n"));
+    assert_eq!(good(&run_in(&[("PROXYTUNE_CHAT", "false")], &bare)), good(&run(&bare)));
+}
+
+#[cfg(unix)]
+#[test]
+fn the_program_may_be_called_like_a_command() {
+    use std::os::unix::process::CommandExt;
+    let mut renamed = command(&["generate", "--demo", "--backend", "cpu", "-p", QUESTION]);
+    let output = renamed.arg0("generate").env("PROXYTUNE_CHAT", "expert").output().expect("it ends");
+    assert_eq!(good(&output), format!("{ANSWER}\n"));
 }
 
 #[test]

@@ -7,6 +7,8 @@ mod demo;
 mod flags;
 mod help;
 mod layers;
+#[path = "../common/model.rs"]
+mod model;
 mod process;
 mod refusals;
 mod reports;
@@ -24,9 +26,20 @@ const ANSWER: &str = " Tilda Thorn was born in Torun.";
 const TILDA: u32 = 645;
 const END: u32 = 0;
 
+/// A program without the flags that whoever runs the tests has in the environment.
+fn unflagged(program: &str) -> Command {
+    let mut command = Command::new(program);
+    command.env_remove("NO_COLOR");
+    let names = std::env::vars_os().map(|(name, _)| name);
+    for name in names.filter(|name| name.to_string_lossy().starts_with("PROXYTUNE_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
 fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_proxytune"));
-    command.args(args).env_remove("NO_COLOR");
+    let mut command = unflagged(env!("CARGO_BIN_EXE_proxytune"));
+    command.args(args);
     command
 }
 

@@ -1,6 +1,6 @@
 //! The process among others: closed pipes, full disks, Ctrl-C, terminals.
 
-use super::{QUESTION, command, spawn, stderr};
+use super::{QUESTION, command, spawn, stderr, unflagged};
 use std::fs;
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
@@ -90,7 +90,7 @@ fn closed_standard_streams_are_no_panic() {
         ("2>&-", "generate --demo -p a --alpha 9999", 2),
     ] {
         let line = format!("exec {} {args} {redirection}", env!("CARGO_BIN_EXE_proxytune"));
-        let output = Command::new("sh").args(["-c", &line]).output().expect("sh is there");
+        let output = unflagged("sh").args(["-c", &line]).output().expect("sh is there");
         assert_eq!(output.status.code(), Some(code), "{line}: {}", stderr(&output));
         assert!(!stderr(&output).contains("panicked"), "{line}: {}", stderr(&output));
     }
@@ -98,13 +98,11 @@ fn closed_standard_streams_are_no_panic() {
 
 /// What a command prints on a terminal, which util-linux's `script` plays.
 #[cfg(target_os = "linux")]
-fn on_a_terminal(arguments: &str, no_colour: bool) -> String {
+fn on_a_terminal(arguments: &str, environment: &[(&str, &str)]) -> String {
     let line = format!("{} {arguments}", env!("CARGO_BIN_EXE_proxytune"));
-    let mut script = Command::new("script");
-    script.args(["-qec", &line, "/dev/null"]).env("TERM", "xterm").env_remove("NO_COLOR").stdin(Stdio::null());
-    if no_colour {
-        script.env("NO_COLOR", "1");
-    }
+    let mut script = unflagged("script");
+    script.args(["-qec", &line, "/dev/null"]).env("TERM", "xterm").stdin(Stdio::null());
+    script.envs(environment.iter().copied());
     let output = script.output().expect("script is part of every Debian");
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).expect("UTF-8")
@@ -114,8 +112,23 @@ fn on_a_terminal(arguments: &str, no_colour: bool) -> String {
 #[test]
 fn colour_is_for_terminals_that_want_it() {
     let demo = format!("demo '{QUESTION}' --backend cpu");
-    let coloured = on_a_terminal(&demo, false);
+    let coloured = on_a_terminal(&demo, &[]);
     assert!(coloured.contains("\x1b[1;36mTilda\x1b[0m") && !coloured.contains("[Tilda]"), "{coloured:?}");
-    let plain = on_a_terminal(&demo, true);
+    let plain = on_a_terminal(&demo, &[("NO_COLOR", "1")]);
     assert!(plain.contains("[Tilda]") && !plain.contains('\x1b'), "{plain:?}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_bar_stands_beside_a_file_and_not_among_the_results() {
+    let place = tempfile::tempdir().expect("a directory");
+    let input = place.path().join("in.jsonl");
+    fs::write(&input, "{\"prompt\":\"Who?\",\"max_tokens\":3}\n".repeat(3)).expect("written");
+    let to = |output: &std::path::Path| {
+        let args = format!("generate --demo --backend cpu -i {} -o {}", input.display(), output.display());
+        on_a_terminal(&args, &[("NO_COLOR", "1")])
+    };
+    assert!(to(&place.path().join("out.jsonl")).contains("running "));
+    let results = to("/dev/tty".as_ref());
+    assert!(results.contains("\"index\":0") && !results.contains("running "), "{results:?}");
 }

@@ -1,6 +1,6 @@
 //! `generate -i -o` over a file that is there: what was finished stays, the rest is done, and nothing is lost.
 
-use super::{QUESTION, command, good, objects, run, run_with, spawn, stderr, stdout};
+use super::{QUESTION, command, good, objects, run, run_with, spawn, stderr, stdout, unflagged};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::PathBuf;
@@ -264,6 +264,13 @@ fn odd_places_for_results() {
     place.write("out.jsonl", "{\"id\":\"a\",\"tor");
     assert_eq!(place.run(&["--device", "7"]).status.code(), Some(5));
     assert_eq!(place.read("out.jsonl"), "{\"id\":\"a\",\"tor");
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink(place.path("nothing"), place.path("dangling")).expect("a link");
+        let output = at(place.path("dangling").to_str().expect("UTF-8"));
+        assert_eq!(output.status.code(), Some(2));
+        assert!(stderr(&output).contains("is a link to a file that is not there"), "{}", stderr(&output));
+    }
     // Two runs at a time would spoil it.
     let held = fs::File::open(place.path("out.jsonl")).expect("a file");
     held.lock().expect("a lock");
@@ -337,13 +344,26 @@ fn signal(mut child: Child, signal: &str, has_begun: impl Fn() -> bool) -> Outpu
     child.wait_with_output().expect("it ends")
 }
 
+/// Short lines, and the same with so much to do after the first 64 that no signal comes after the end. Resuming compares
+/// ids alone: a run of the one goes on from what a run of the other has left.
+#[cfg(unix)]
+fn short_and_endless() -> [Vec<Value>; 2] {
+    let short = many(72, 20);
+    let mut endless = short.clone();
+    endless[64..].iter_mut().for_each(|line| {
+        line["n"] = json!(128);
+        line["max_tokens"] = json!(200);
+    });
+    [short, endless]
+}
+
 #[cfg(unix)]
 #[test]
 fn an_interrupted_run_leaves_whole_lines_and_can_go_on() {
-    let lines = many(256, 60);
-    let (whole, _) = Place::uninterrupted(&lines);
+    let [short, endless] = short_and_endless();
+    let (whole, _) = Place::uninterrupted(&short);
     for (name, code) in [("-INT", Some(130)), ("-KILL", None)] {
-        let place = Place::new(&lines);
+        let place = Place::new(&endless);
         let begun = || fs::metadata(place.path("out.jsonl")).is_ok_and(|metadata| metadata.len() > 0);
         let output = signal(place.spawn(), name, begun);
         assert_eq!((output.status.code(), stderr(&output)), (code, ""));
@@ -352,41 +372,94 @@ fn an_interrupted_run_leaves_whole_lines_and_can_go_on() {
         if code.is_some() {
             assert!(begun.ends_with('\n') && timeless(&whole).starts_with(&timeless(&begun)));
         }
+        place.write("in.jsonl", &text_of(&short));
         assert_eq!(place.run(&[]).status.code(), Some(0));
         assert_eq!(timeless(&place.read("out.jsonl")), timeless(&whole));
         assert!(place.read("out.jsonl").starts_with(&begun[..begun.rfind('\n').map_or(0, |at| at + 1)]));
     }
 }
 
+/// Results of `many(n, ..)` of which all but the last have failed: it is what must not be lost.
 #[cfg(unix)]
-#[test]
-fn an_interrupted_retry_loses_nothing() {
-    let lines = many(256, 60);
-    let (whole, _) = Place::uninterrupted(&lines);
-    // All but the last line have failed: it is what must not be lost.
+fn all_failed_but_the_last(whole: &str) -> (String, String) {
     let failed = |id: usize| {
         format!("{{\"id\":{id},\"error\":{{\"type\":\"device_error\",\"message\":\"gone\",\"param\":null}}}}\n")
     };
     let last = format!("{}\n", whole.lines().last().expect("a line"));
-    let old = format!("{}{last}", (0..255).map(failed).collect::<String>());
+    let n_failed = whole.lines().count() - 1;
+    (format!("{}{last}", (0..n_failed).map(failed).collect::<String>()), last)
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_retry_loses_nothing() {
+    let [short, endless] = short_and_endless();
+    let (whole, _) = Place::uninterrupted(&short);
+    let (old, last) = all_failed_but_the_last(&whole);
+    // With as many results as the last line has here.
+    let endless = [&endless[..71], &short[71..]].concat();
     for (name, code) in [("-INT", Some(130)), ("-KILL", None)] {
-        let place = Place::new(&lines);
+        let place = Place::new(&endless);
         place.write("out.jsonl", &old);
         let begun = || fs::metadata(place.path("out.jsonl.partial")).is_ok_and(|metadata| metadata.len() > 0);
         let output = signal(place.spawn(), name, begun);
         assert_eq!(output.status.code(), code, "{}", stderr(&output));
         let left = place.read("out.jsonl");
-        assert!(left.ends_with(&last) && left.lines().count() == 256);
+        assert!(left.ends_with(&last) && left.lines().count() == 72);
         assert_eq!(place.has_partial(), code.is_none());
         let n_done = match code {
             Some(_) => left.lines().filter(|line| line.contains("\"error\":null")).count() - 1,
             None => place.read("out.jsonl.partial").matches('\n').count(),
         };
-        assert!(n_done > 0 && n_done < 255, "{n_done} lines were done before {name}");
+        assert!(n_done > 0 && n_done < 71, "{n_done} lines were done before {name}");
+        place.write("in.jsonl", &text_of(&short));
         let resumed = place.run(&[]);
-        assert!(stderr(&resumed).contains(&format!("resuming: {} of 256 lines", n_done + 1)), "{}", stderr(&resumed));
+        assert!(stderr(&resumed).contains(&format!("resuming: {} of 72 lines", n_done + 1)), "{}", stderr(&resumed));
         assert_eq!(resumed.status.code(), Some(0));
         let text = place.read("out.jsonl");
         assert!(timeless(&text) == timeless(&whole) && text.ends_with(&last) && !place.has_partial());
     }
+}
+
+/// The disk is full halfway, for new results and for those that are kept: what was there stays, and what was written
+/// counts.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_failed_write_loses_nothing() {
+    let lines = many(24, 60);
+    let (whole, _) = Place::uninterrupted(&lines);
+    let n_blocks = whole.len() / 2 / 512;
+    let (failed_last, _) = all_failed_but_the_last(&whole);
+    let failed = failed_last.lines().next().expect("a line");
+    let one_failed = format!("{failed}\n{}", whole.split_once('\n').expect("lines").1);
+    for (label, old) in [("new results", failed_last), ("kept results", one_failed)] {
+        let place = Place::new(&lines);
+        place.write("out.jsonl", &old);
+        // Past the limit a write fails as on a full disk, where the signal for it is ignored.
+        let script = format!("trap '' XFSZ; ulimit -f {n_blocks}; exec \"$0\" \"$@\"");
+        let mut limited = unflagged("sh");
+        limited.args(["-c", &script, env!("CARGO_BIN_EXE_proxytune")]).args(place.args(&[]));
+        let output = limited.output().expect("sh is there");
+        assert_eq!(output.status.code(), Some(6), "{label}: {}", stderr(&output));
+        assert!(stderr(&output).contains("error: output file: "), "{label}: {}", stderr(&output));
+        assert_eq!(place.read("out.jsonl"), old, "{label}");
+        assert!(place.has_partial(), "{label}");
+        let resumed = place.run(&[]);
+        assert_eq!(resumed.status.code(), Some(0), "{label}: {}", stderr(&resumed));
+        assert_eq!(timeless(&place.read("out.jsonl")), timeless(&whole), "{label}");
+        assert!(!place.has_partial(), "{label}");
+    }
+}
+
+#[test]
+fn results_that_a_larger_n_leaves_out_are_told_of() {
+    let line = |n: u32| [json!({ "id": "a", "prompt": QUESTION, "max_tokens": 2, "seed": 1, "n": n })];
+    let place = Place::new(&line(1));
+    assert_eq!(good(&place.run(&[])), "");
+    place.write("in.jsonl", &text_of(&line(3)));
+    let grown = place.run(&[]);
+    assert_eq!(grown.status.code(), Some(0));
+    let said = "ends with 1 of the 3 results of the request \"a\", which are left out\n";
+    assert!(stderr(&grown).starts_with("warning: ") && stderr(&grown).ends_with(said), "{}", stderr(&grown));
+    assert_eq!(timeless(&place.read("out.jsonl")), timeless(&Place::uninterrupted(&line(3)).0));
 }

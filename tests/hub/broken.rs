@@ -85,6 +85,14 @@ fn patience_ends() {
         let n_asked = desk.hub.log().into_iter().filter(|asked| asked.path.contains(part)).count();
         assert_eq!(n_asked, 5);
     }
+    // All of it is sent anew every time, and no attempt gets farther than the first.
+    let desk = Desk::new();
+    for _ in 0..3 {
+        desk.hub.plan(WEIGHTS, 1, Fault::Whole(100_000));
+        desk.hub.plan(WEIGHTS, 1, Fault::Whole(50_000));
+    }
+    refused(&desk.base(), &["model.safetensors: ", "the connection broke after 100000 bytes"]);
+    assert_eq!(starts(&desk), [None, Some(100_000), Some(50_000), Some(100_000), Some(50_000)]);
     // Longer than anybody waits: the attempt is the only one.
     let desk = Desk::new();
     desk.hub.plan("/api/models", usize::MAX, Fault::Busy(429, 3600));
@@ -171,9 +179,29 @@ fn wrong_partial_files_are_fetched_anew() {
 fn a_server_without_ranges_sends_all_again() {
     let desk = Desk::new();
     desk.hub.plan(WEIGHTS, 1, Fault::Cut(100_000));
-    desk.hub.plan(WEIGHTS, 1, Fault::Whole);
+    desk.hub.plan(WEIGHTS, 1, Fault::Whole(usize::MAX));
     good(&desk.base());
     assert_eq!(starts(&desk), [None, Some(100_000)]);
+}
+
+#[test]
+fn an_answer_that_cannot_be_it_takes_nothing_away() {
+    let page = b"<html>Log in</html>".to_vec();
+    for (fault, part) in [
+        (Fault::Other(page.clone()), "the server offers 19 bytes, the hub's listing says 324272"),
+        (Fault::Unannounced(page), "the server sends something of unknown length; remove "),
+        (Fault::Range("bytes 7-9/10"), "asked from byte 100000 on, the server answers Some(\"bytes 7-9/10\")"),
+        (Fault::Status(404, ""), "HTTP 404"),
+    ] {
+        let desk = Desk::new();
+        desk.hub.plan(WEIGHTS, 1, Fault::Cut(100_000));
+        desk.hub.plan(WEIGHTS, usize::MAX, fault);
+        refused(&desk.base(), &["tiny/base at main, model.safetensors: ", part]);
+        assert_eq!(fs::read(desk.partial()).expect("it is kept"), weights()[..100_000], "{part}");
+        desk.hub.heal();
+        good(&desk.base());
+        assert_eq!(starts(&desk), [None, Some(100_000), Some(100_000)], "{part}");
+    }
 }
 
 #[test]

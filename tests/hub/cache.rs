@@ -1,7 +1,7 @@
 //! The cache without the hub: offline, out of reach, and laid out by others.
 
 use super::server::hash;
-use super::{Desk, INDEX, WEIGHTS, golden, good, refused, sharded, text};
+use super::{Desk, INDEX, NEEDED, WEIGHTS, golden, good, names, refused, sharded, text};
 use serde_json::json;
 use std::fs;
 use std::path::Path;
@@ -66,6 +66,58 @@ fn out_of_reach_the_cache_is_used_with_a_word() {
     // A refusal is no lack of a network.
     desk.hub.plan("/api/", usize::MAX, super::server::Fault::Status(401, ""));
     refused(&desk.base(), &["HTTP 401"]);
+}
+
+/// `hf download tiny/base config.json tokenizer.json model.safetensors`: nobody asked for the small files.
+#[test]
+fn a_snapshot_that_may_be_short_is_asked_for() {
+    let lacks = "using tiny/base@0000000 from the cache, which may lack generation_config.json, special_tokens_map.json, \
+                 chat_template.jinja, chat_template.json\n";
+    for (variables, start, end) in [
+        (&[][..], "fetching tiny/base generation_config.json", " chat_template.jinja, 25 B\n"),
+        (&OFFLINE, "warning: offline; using", lacks),
+        (&[("HF_ENDPOINT", "http://127.0.0.1:9")], "warning: http://127.0.0.1:9: io: Connection refused", lacks),
+    ] {
+        let desk = Desk::new();
+        let mut files = golden("base");
+        files.insert("chat_template.jinja".into(), b"{{ messages[0].content }}".to_vec());
+        let commit = desk.hub.publish("tiny/base", "main", files.clone());
+        let whole = desk.base();
+        let small = ["generation_config.json", "chat_template.jinja"];
+        for file in small {
+            fs::remove_file(desk.cached("base").join("snapshots").join(&commit).join(file)).expect("it is there");
+            fs::remove_file(desk.cached("base").join("blobs").join(hash(file, &files[file]))).expect("it is there");
+        }
+        fs::remove_dir_all(desk.cached("base").join(".no_exist")).expect("it is there");
+        desk.hub.log();
+        let pinned = [&BASE[..], &["--revision", &commit]].concat();
+        let output = desk.generate(&pinned, variables);
+        let said = text(&output.stderr);
+        assert_eq!(good(&output), good(&whole), "{variables:?}");
+        assert!(said.starts_with(start) && said.ends_with(end), "{said}");
+        if variables.is_empty() {
+            assert_eq!(desk.hub.files_asked(), small);
+            good(&desk.generate(&pinned, &[]));
+        }
+        assert_eq!(desk.hub.log(), [], "{variables:?}");
+    }
+}
+
+/// What a process that was killed between two steps left behind.
+#[cfg(unix)]
+#[test]
+fn leavings_are_in_nobodys_way() {
+    let desk = Desk::new();
+    let commit = desk.hub.publish("tiny/base", "main", golden("base"));
+    let snapshot = desk.cached("base").join("snapshots").join(&commit);
+    fs::create_dir_all(&snapshot).expect("made");
+    std::os::unix::fs::symlink("nowhere", snapshot.join("config.json.tmp")).expect("linked");
+    fs::write(desk.cached("base").join("ref.tmp"), "half").expect("written");
+    good(&desk.base());
+    let mut needed = NEEDED;
+    needed.sort_unstable();
+    assert_eq!(names(&snapshot), needed);
+    assert_eq!(names(&desk.cached("base")), [".no_exist", "blobs", "refs", "snapshots"]);
 }
 
 #[test]

@@ -34,7 +34,9 @@ fn the_layout_is_the_standard_one() {
     good(&desk.base());
     let repository = desk.cached("base");
     assert_eq!(fs::read_to_string(repository.join("refs/main")).expect("a ref"), commit);
-    assert_eq!(names(&repository.join("snapshots")), [commit.clone()]);
+    assert_eq!(names(&repository.join("snapshots")), std::slice::from_ref(&commit));
+    let absent = ["chat_template.jinja", "chat_template.json", "special_tokens_map.json"];
+    assert_eq!(names(&repository.join(".no_exist").join(&commit)), absent);
     let mut hashes = Vec::new();
     for (name, bytes) in golden("base") {
         let file = repository.join("snapshots").join(&commit).join(&name);
@@ -124,13 +126,21 @@ fn a_model_of_two_roles_is_looked_up_once() {
 }
 
 #[test]
+fn a_bench_looks_its_models_up_once() {
+    let desk = Desk::new();
+    let models = ["--base", "tiny/base", "--expert", "tiny/expert", "--anti-expert", "tiny/anti"];
+    let bench = ["bench", "--backend", "cpu", "--setting", "2,2", "--runs", "1"];
+    good(&desk.command(&[&bench[..], &models].concat()).output().expect("the binary runs"));
+    let listings = desk.hub.log().into_iter().filter(|asked| asked.path.starts_with("/api/"));
+    assert_eq!(listings.count(), 3);
+}
+
+#[test]
 fn the_token_is_for_the_hub_alone() {
     let desk = Desk::new();
     let cdn = Server::start();
-    for (repo, role) in [("tiny/base", "base")] {
-        // Commits are numbered alike on both.
-        cdn.publish(repo, "main", golden(role));
-    }
+    // Commits are numbered alike on both.
+    cdn.publish("tiny/base", "main", golden("base"));
     desk.hub.plan(WEIGHTS, 1, Fault::Elsewhere(cdn.endpoint()));
     // The same host, written as the hub does it for small files: the token goes along.
     desk.hub.plan("tokenizer.json", 1, Fault::Elsewhere(String::new()));

@@ -2,6 +2,7 @@
 
 use super::server::Fault;
 use super::{Desk, INDEX, TOKEN, WEIGHTS, ended, golden, refused};
+use proxytune::checkpoint::hub::Revision;
 use serde_json::{Value, json};
 
 #[test]
@@ -79,7 +80,7 @@ fn refused_early(change: impl Fn(&mut super::Files), parts: &[&str]) {
     desk.hub.publish("tiny/base", "main", files);
     refused(&desk.base(), parts);
     let asked = desk.hub.files_asked();
-    assert!(!asked.iter().any(|file| file.ends_with("safetensors")), "{parts:?}: {asked:?}");
+    assert!(asked.iter().all(|file| file.ends_with(".json")), "{parts:?}: {asked:?}");
 }
 
 fn without_weights(files: &mut super::Files, instead: &str, bytes: &[u8]) {
@@ -107,6 +108,16 @@ fn an_index_leads_nowhere_else() {
         refused_early(
             |files| without_weights(files, INDEX, index.as_bytes()),
             &[INDEX, "names the shard", "not a plain file name"],
+        );
+    }
+    for name in ["pytorch_model.bin", "modeling_x.py", "x.safetensors.bin", "config.json"] {
+        let index = json!({ "weight_map": { "model.norm.weight": name } }).to_string();
+        refused_early(
+            |files| {
+                without_weights(files, INDEX, index.as_bytes());
+                files.entry(name.into()).or_insert_with(|| b"never".to_vec());
+            },
+            &[INDEX, &format!("names the shard {name:?}, which is not a safetensors file")],
         );
     }
     let index = json!({ "weight_map": { "model.norm.weight": "absent.safetensors" } }).to_string();
@@ -144,12 +155,27 @@ fn bad_ids_ask_nobody() {
     }
 }
 
+/// The type alone gets into paths and addresses.
+#[test]
+fn a_revision_leads_nowhere_else() {
+    for good in ["main", "v1.0", "refs/pr/1", "feature/a_b-c", "c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00"] {
+        assert_eq!(Revision::parse(good).map(|revision| revision.to_string()).as_deref(), Ok(good));
+    }
+    let long = "x".repeat(256);
+    for bad in
+        ["", "/", "..", "../x", "x/../y", "x/..", "/etc", "x//y", ".x", "x.", "C:x", "a\\b", "a b", "a\0b", &long]
+    {
+        assert_eq!(Revision::parse(bad), Err(format!("{bad:?} is not a branch, a tag or a commit")));
+    }
+}
+
 #[test]
 fn wrong_use_is_refused_by_name() {
     let desk = Desk::new();
     let here = desk.home.path().to_str().expect("UTF-8");
     let id = ["--base", "tiny/base"];
-    let cases: &[(&[&str], &[(&str, &str)], &str)] = &[
+    type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
+    let cases: &[Case] = &[
         (&["--revision", "../x"], &[], "revision: \"../x\" is not a branch, a tag or a commit"),
         (&["--base-revision", "a b"], &[], "base_revision: \"a b\""),
         (&["--revision", ""], &[], "revision: \"\""),
@@ -159,6 +185,9 @@ fn wrong_use_is_refused_by_name() {
         (&["--base-revision", "main", "--revision", "v1"], &[], "revision: has no effect"),
         (&[], &[("HF_ENDPOINT", "huggingface.co")], "HF_ENDPOINT: \"huggingface.co\" does not begin with https://"),
         (&[], &[("HF_ENDPOINT", "http://")], "HF_ENDPOINT"),
+        // The token here is a password there: no run may print it.
+        (&[], &[("HF_ENDPOINT", "https://user:hf_thisIsNobodysToken@mirror")], "HF_ENDPOINT: holds an @"),
+        (&[], &[("HF_ENDPOINT", "user:hf_thisIsNobodysToken@mirror")], "HF_ENDPOINT: holds an @"),
         (&[], &[("HF_HUB_DOWNLOAD_TIMEOUT", "0")], "HF_HUB_DOWNLOAD_TIMEOUT: \"0\" is not a number of seconds"),
         (&[], &[("HF_HUB_DOWNLOAD_TIMEOUT", "soon")], "HF_HUB_DOWNLOAD_TIMEOUT: \"soon\""),
         (&[], &[("HF_TOKEN", "hf_thisIsNobodysToken\u{7}")], "HF_TOKEN: holds characters that no token has"),

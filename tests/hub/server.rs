@@ -20,6 +20,9 @@ pub(crate) struct Asked {
     pub(crate) authorization: Option<String>,
 }
 
+/// Names and values.
+type Headers = Vec<(&'static str, String)>;
+
 impl Asked {
     /// What the path ends in: a file, or a revision.
     pub(crate) fn file(&self) -> &str {
@@ -40,8 +43,10 @@ pub(crate) enum Fault {
     Stall(usize),
     /// What is there is elsewhere: an address that the path is appended to.
     Elsewhere(String),
-    /// Ranges are not heard.
-    Whole,
+    /// Ranges are not heard, and the connection ends after so many bytes of the body.
+    Whole(usize),
+    /// Another range than was asked for, by the header alone.
+    Range(&'static str),
     /// Something else is there, of whatever length.
     Other(Vec<u8>),
     /// The same without a length before it.
@@ -181,7 +186,7 @@ impl State {
     }
 
     /// `/api/models/org/name/revision/REVISION?blobs=true`
-    fn listing(&self, path: &str) -> Option<(Vec<(&'static str, String)>, Vec<u8>)> {
+    fn listing(&self, path: &str) -> Option<(Headers, Vec<u8>)> {
         let (repo, revision) = path.strip_prefix("/api/models/")?.split_once("/revision/")?;
         let revision = revision.split('?').next()?.replace("%2F", "/");
         let commit = self.revisions.get(&(repo.into(), revision.clone())).unwrap_or(&revision);
@@ -191,7 +196,7 @@ impl State {
     }
 
     /// `/org/name/resolve/COMMIT/FILE`, and with a branch for the commit as huggingface_hub also asks.
-    fn file(&self, path: &str) -> Option<(Vec<(&'static str, String)>, Vec<u8>)> {
+    fn file(&self, path: &str) -> Option<(Headers, Vec<u8>)> {
         let (repo, rest) = path.strip_prefix('/')?.split_once("/resolve/")?;
         let (revision, file) = rest.split_once('/')?;
         let commit = self.revisions.get(&(repo.into(), revision.into())).map_or(revision, String::as_str);
@@ -227,7 +232,7 @@ fn sibling(name: &str, bytes: &[u8]) -> Value {
 
 impl Answer {
     fn send(mut self, mut stream: TcpStream, fault: Option<Fault>, head_alone: bool) -> io::Result<()> {
-        let (mut is_announced, mut end, mut stalls) = (true, usize::MAX, false);
+        let (mut is_announced, mut end, mut stalls, mut range) = (true, usize::MAX, false, None);
         match fault {
             None => {}
             Some(Fault::Status(status, code)) => self.fail(status, ("X-Error-Code", code.into())),
@@ -238,7 +243,8 @@ impl Answer {
             }
             Some(Fault::Cut(n)) => end = n,
             Some(Fault::Stall(n)) => (end, stalls) = (n, true),
-            Some(Fault::Whole) => self.start = None,
+            Some(Fault::Whole(n)) => (self.start, end) = (None, n),
+            Some(Fault::Range(other)) => range = Some(other),
             Some(Fault::Other(bytes)) => self.body = bytes,
             Some(Fault::Unannounced(bytes)) => (self.body, is_announced) = (bytes, false),
             Some(Fault::Listing(change)) => {
@@ -250,7 +256,8 @@ impl Answer {
         if let Some(start) = self.start.filter(|&start| self.status == 200 && start < self.body.len()) {
             let n = self.body.len();
             self.status = 206;
-            self.headers.push(("Content-Range", format!("bytes {start}-{}/{n}", n - 1)));
+            let right = format!("bytes {start}-{}/{n}", n - 1);
+            self.headers.push(("Content-Range", range.map_or(right, str::to_string)));
             self.body.drain(..start);
         }
         if is_announced {

@@ -125,6 +125,11 @@ fn templates_that_never_end() {
     refused("slices upside down", &namespace("ns.a[::-1]"), steps);
     refused("a list on itself", &namespace("ns.a | chain(ns.a)"), "unknown filter");
     refused("a slice of a long list", "{{ ([1] * 100000000)[1:] | length }}", steps);
+    refused(
+        "slices of a long text",
+        "{% set a = 'a' * 5000000 %}{% for i in range(100000) %}{% if a[:1] == 'b' %}{% endif %}{% endfor %}",
+        steps,
+    );
     refused("a list repeated, as JSON", "{{ ([1] * 100000000) | tojson | length }}", "output limit");
     refused(
         "4 MiB of output",

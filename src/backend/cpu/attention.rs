@@ -4,6 +4,7 @@
 //! heads. Where there are too few tasks for the threads, as in decoding, a task is some of the blocks of a row's KV head,
 //! and what they gave is folded afterwards: the same numbers in the same order.
 
+use super::combine_sample::{highest_of, larger};
 use super::rows::{LANES, fold};
 use super::simd::{Kernel, Weight};
 use super::*;
@@ -223,13 +224,14 @@ impl<T: Pod + Weight> Inputs<'_, T> {
         let Work { q, widened, scores } = work;
         let n_rows = q.len() / (group * stride);
         let table = self.places[first_row].table;
-        let mut seen = KEY_BLOCK..0;
+        let (mut first, mut end) = (KEY_BLOCK, 0);
         for row in 0..n_rows {
             let visible = self.visible_in(first_row + row, block);
             if !visible.is_empty() {
-                seen = seen.start.min(visible.start)..seen.end.max(visible.end);
+                (first, end) = (first.min(visible.start), end.max(visible.end));
             }
         }
+        let seen = first..end;
         self.load(widened, (table, kv_head, 0), block, seen.clone());
         for row in 0..n_rows {
             let visible = self.visible_in(first_row + row, block);
@@ -269,18 +271,16 @@ impl<T: Pod + Weight> Inputs<'_, T> {
                 *score = softcap * (*score / softcap).tanh();
             }
         }
+        for (place, score) in scores.iter_mut().enumerate() {
+            *score = if (place as u32).wrapping_sub(first) < n { *score } else { f32::NEG_INFINITY };
+        }
         let mut most = [f32::NEG_INFINITY; LANES];
-        for (chunk, scores) in scores.chunks_exact_mut(LANES).enumerate() {
-            for (lane, (score, most)) in scores.iter_mut().zip(&mut most).enumerate() {
-                let place = (chunk * LANES + lane) as u32;
-                *score = if place.wrapping_sub(first) < n { *score } else { f32::NEG_INFINITY };
-                *most = if *score > *most { *score } else { *most };
+        for scores in scores.as_chunks::<LANES>().0 {
+            for lane in 0..LANES {
+                most[lane] = larger(most[lane], scores[lane]);
             }
         }
-        let mut max = f32::NEG_INFINITY;
-        for most in most {
-            max = if most > max { most } else { max };
-        }
+        let max = highest_of(most);
         let mut sums = [0.0; LANES];
         for scores in scores.chunks_exact_mut(LANES) {
             for (score, sum) in scores.iter_mut().zip(&mut sums) {
@@ -355,7 +355,7 @@ struct Work {
 impl Work {
     #[inline(always)]
     fn fit(&mut self, heads: usize, stride: usize) {
-        // Padding must be zeros; nothing else is read before it is written.
+        // Padding must be zeros. What else is read before it is written is masked afterwards.
         self.widened.clear();
         self.widened.resize(KEY_BLOCK * stride, 0.0);
         if self.scores.len() < heads * KEY_BLOCK {

@@ -4,7 +4,7 @@
 //! expert, anti-expert read once), which also leaves the best score of each chunk of ids. Most of the rest looks only at
 //! chunks that matter. What parts give is put together in their order, so that nothing depends on who ran them.
 
-use super::draw::{Best, DRAWN, Dice, DrawAll, DrawSome};
+use super::draw::{Best, Dice, DrawAll, DrawSome, FOUR};
 use super::select::{Candidate, Filters, Scores};
 use super::simd::Kernel;
 use super::*;
@@ -140,11 +140,11 @@ impl Draw<'_> {
         let scores = Scores { row: self.processed, tops: &self.tops, best, scale };
         let kept = filters.keep(scores, isa, crew);
         self.leave(&kept);
-        let mut firsts: Vec<usize> = kept.iter().map(|kept| kept.id as usize / DRAWN * DRAWN).collect();
-        firsts.dedup();
+        let mut counters: Vec<u32> = kept.iter().map(|kept| kept.id / FOUR as u32).collect();
+        counters.dedup();
         let row = &*self.processed;
-        let mut parts: Vec<_> = firsts.chunks(PART / DRAWN).map(|firsts| (firsts, Best::default())).collect();
-        crew.share(&mut parts, |(firsts, drawn)| *drawn = isa.run(DrawSome { dice, row, firsts }));
+        let mut parts: Vec<_> = counters.chunks(PART / FOUR).map(|counters| (counters, Best::default())).collect();
+        crew.share(&mut parts, |(counters, drawn)| *drawn = isa.run(DrawSome { dice, row, counters }));
         Ok(Best::of(parts.iter().map(|(_, drawn)| *drawn)))
     }
 
@@ -365,7 +365,7 @@ impl Ids {
             // Where the pair agrees (on -inf too) the base's bits stay.
             let same = (up == down) | (zero_delta & BITS[i] != 0) | (in_mask == NEG_INF);
             let s = if same { in_mask } else { alpha.mul_add(up - down, in_mask) };
-            is_nan[i] |= u32::from(z.is_nan() | up.is_nan() | down.is_nan() | s.is_nan());
+            is_nan[i] |= u32::from(is_nan_by_bits(z) | is_nan_by_bits(up) | is_nan_by_bits(down) | is_nan_by_bits(s));
             highest[0][i] = larger(highest[0][i], z);
             highest[1][i] = larger(highest[1][i], up);
             highest[2][i] = larger(highest[2][i], down);
@@ -386,6 +386,12 @@ pub(super) const BITS: [u32; 32] = {
     }
     bits
 };
+
+/// NaN, by bits: the contract does not lean on how floats compare.
+#[inline(always)]
+fn is_nan_by_bits(x: f32) -> bool {
+    x.to_bits() & 0x7fff_ffff > f32::INFINITY.to_bits()
+}
 
 /// NaN or +inf, by bits.
 #[inline(always)]

@@ -7,8 +7,12 @@ use super::*;
 use crate::backend::math::{gumbel, philox, philox_lanes};
 
 const NEG_INF: f32 = f32::NEG_INFINITY;
-/// Ids drawn at once: 16 of Philox's counters.
-pub(super) const DRAWN: usize = 64;
+/// Ids that share a counter of Philox.
+pub(super) const FOUR: usize = 4;
+/// Counters at once.
+const COUNTERS: usize = 16;
+/// Ids drawn at once.
+const DRAWN: usize = FOUR * COUNTERS;
 
 /// What step 9 needs, and a score that the winner reaches: the likeliest id's.
 #[derive(Clone, Copy)]
@@ -46,28 +50,26 @@ impl Dice {
         Dice { seed, rest, reached: gumbel(random[likeliest % 4]) }
     }
 
-    /// Draws among [`DRAWN`] ids, or as many as the row has left, from `first` on.
+    /// Draws among the ids of some counters, in order; an id whose `t` is -inf is not there.
     #[inline(always)]
-    fn draw(&self, t: &[f32], first: usize, best: &mut Best) {
-        let mut padded = [NEG_INF; DRAWN];
-        padded[..t.len()].copy_from_slice(t);
-        let words = philox_lanes(first as u32 / 4, self.rest, self.seed);
+    fn draw(&self, t: &[f32; DRAWN], counters: [u32; COUNTERS], best: &mut Best) {
+        let words = philox_lanes(counters, self.rest, self.seed);
         let mut random = [0; DRAWN];
-        for group in 0..DRAWN / 4 {
-            for word in 0..4 {
-                random[4 * group + word] = words[word][group];
+        for counter in 0..COUNTERS {
+            for word in 0..FOUR {
+                random[FOUR * counter + word] = words[word][counter];
             }
         }
         let mut may_win = 0;
-        for (t, &x) in padded.iter().zip(&random) {
+        for (t, &x) in t.iter().zip(&random) {
             may_win |= u32::from(t + gumbel_bound(x) >= self.reached);
         }
         if may_win == 0 {
             return;
         }
-        for (index, (t, x)) in padded.iter().zip(random).enumerate() {
+        for (index, (t, x)) in t.iter().zip(random).enumerate() {
             if t + gumbel_bound(x) >= larger(self.reached, best.score) && t + gumbel(x) > best.score {
-                *best = Best { score: t + gumbel(x), id: first + index };
+                *best = Best { score: t + gumbel(x), id: counters[index / FOUR] as usize * FOUR + index % FOUR };
             }
         }
     }
@@ -92,17 +94,23 @@ impl Kernel for DrawAll<'_> {
             for s in row.iter_mut() {
                 *s = (*s - self.best) * self.scale;
             }
-            self.dice.draw(row, self.first + chunk * DRAWN, &mut drawn);
+            let mut t = [NEG_INF; DRAWN];
+            t[..row.len()].copy_from_slice(row);
+            let mut counters = [((self.first + chunk * DRAWN) / FOUR) as u32; COUNTERS];
+            for (index, counter) in counters.iter_mut().enumerate() {
+                *counter += index as u32;
+            }
+            self.dice.draw(&t, counters, &mut drawn);
         }
         drawn
     }
 }
 
-/// The draw among ids that begin at `firsts`, [`DRAWN`] each.
+/// The draw among the ids of some counters.
 pub(super) struct DrawSome<'a> {
     pub(super) dice: Dice,
     pub(super) row: &'a [f32],
-    pub(super) firsts: &'a [usize],
+    pub(super) counters: &'a [u32],
 }
 
 impl Kernel for DrawSome<'_> {
@@ -111,8 +119,13 @@ impl Kernel for DrawSome<'_> {
     #[inline(always)]
     fn run(self) -> Best {
         let mut drawn = Best::default();
-        for &first in self.firsts {
-            self.dice.draw(&self.row[first..self.row.len().min(first + DRAWN)], first, &mut drawn);
+        for some in self.counters.chunks(COUNTERS) {
+            let (mut t, mut counters) = ([NEG_INF; DRAWN], [0; COUNTERS]);
+            counters[..some.len()].copy_from_slice(some);
+            for (t, &counter) in t.chunks_exact_mut(FOUR).zip(some) {
+                t.copy_from_slice(&self.row[counter as usize * FOUR..][..FOUR]);
+            }
+            self.dice.draw(&t, counters, &mut drawn);
         }
         drawn
     }

@@ -50,6 +50,11 @@ impl Matrix {
         Ok(Self { n_out, n_in, members: members.iter().map(elements).collect::<Result<_>>()? })
     }
 
+    /// Outputs and inputs.
+    pub(super) fn shape(&self) -> [usize; 2] {
+        [self.n_out, self.n_in]
+    }
+
     /// Outputs.
     pub(super) fn n_out(&self) -> usize {
         self.n_out

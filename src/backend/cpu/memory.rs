@@ -31,9 +31,10 @@ fn available_under(root: &Path) -> Option<u64> {
 fn left_by(root: &Path, line: &str) -> Option<u64> {
     let (controllers, group) = line.split_once(':')?.1.split_once(':')?;
     let (mount, limit, usage, cache) = match controllers {
-        "" => ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+        "" => ("sys/fs/cgroup", "memory.max", "memory.current", ["inactive_file", "active_file"]),
         list if list.split(',').any(|name| name == "memory") => {
-            ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            let cache = ["total_inactive_file", "total_active_file"];
+            ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", cache)
         }
         _ => return None,
     };
@@ -43,8 +44,11 @@ fn left_by(root: &Path, line: &str) -> Option<u64> {
         let (limit, usage) = (number(&group.join(limit))?, number(&group.join(usage))?);
         // Pages of files that can be dropped are counted as used, and are not in the way.
         let stat = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
-        let field = |line: &str| line.strip_prefix(cache)?.trim().parse::<u64>().ok();
-        let droppable = stat.lines().find_map(field).unwrap_or(0);
+        let field = |line: &str| {
+            let (name, bytes) = line.split_once(' ')?;
+            if cache.contains(&name) { bytes.trim().parse::<u64>().ok() } else { None }
+        };
+        let droppable = stat.lines().filter_map(field).sum();
         Some(limit.saturating_sub(usage.saturating_sub(droppable)))
     };
     Path::new(group.trim_start_matches('/')).ancestors().filter_map(left).min()
@@ -76,7 +80,9 @@ mod tests {
         let [[own_max, own_use], [outer_max, outer_use], [root_max, root_use]] = ["/a/b", "/a", ""].map(v2);
         let (v1_max, v1_use) =
             ("sys/fs/cgroup/memory/memory.limit_in_bytes", "sys/fs/cgroup/memory/memory.usage_in_bytes");
-        let table: &[(&[(&str, &str)], Option<u64>)] = &[
+        /// Paths and texts.
+        type Files<'a> = &'a [(&'a str, &'a str)];
+        let table: &[(Files, Option<u64>)] = &[
             (&[], None),
             (&[MEMINFO], Some(1_024_000)),
             (&[MEMINFO, V2], Some(1_024_000)),
@@ -90,12 +96,28 @@ mod tests {
                     V2,
                     (&root_max, "9000\n"),
                     (&root_use, "8000\n"),
-                    ("sys/fs/cgroup/memory.stat", "active_file 1\ninactive_file 3000\n"),
+                    ("sys/fs/cgroup/memory.stat", "file 7000\nactive_file 500\ninactive_file 3000\n"),
                 ],
-                Some(4_000),
+                Some(4_500),
             ),
             (&[MEMINFO, V1, (v1_max, "9000\n"), (v1_use, "2000\n")], Some(7_000)),
             (&[MEMINFO, V1, (v1_max, "9223372036854771712\n"), (v1_use, "2000\n")], Some(1_024_000)),
+            // A nested group: its own stat, of which the totals count what stands below it too.
+            (
+                &[
+                    MEMINFO,
+                    V1,
+                    (v1_max, "9000\n"),
+                    (v1_use, "2000\n"),
+                    ("sys/fs/cgroup/memory/c/memory.limit_in_bytes", "8000\n"),
+                    ("sys/fs/cgroup/memory/c/memory.usage_in_bytes", "7500\n"),
+                    (
+                        "sys/fs/cgroup/memory/c/memory.stat",
+                        "inactive_file 1\nactive_file 2\ntotal_inactive_file 1000\ntotal_active_file 300\n",
+                    ),
+                ],
+                Some(1_800),
+            ),
         ];
         for (files, expected) in table {
             assert_eq!(available_under(system(files).path()), *expected, "{files:?}");

@@ -192,6 +192,7 @@ impl Backend for Cpu {
     }
 
     fn matrix(&self, spec: MatrixSpec, members: &[&dyn MatrixBytes]) -> Result<Matrix> {
+        checks::check_members(spec, members);
         Matrix::new(&self.threads, spec, members)
     }
 
@@ -212,36 +213,43 @@ impl Backend for Cpu {
     }
 
     fn embed(&self, pass: &mut Pass, op: Embed<'_, Self>) {
+        op.check(op.table.shape());
         pass.dispatches += 1;
         embed::run(self, op);
     }
 
     fn norm_matmul(&self, pass: &mut Pass, op: NormMatmul<'_, Self>) {
+        op.check(op.w.shape());
         pass.dispatches += 1;
         norm_matmul::run(self, op);
     }
 
     fn rope_append(&self, pass: &mut Pass, op: RopeAppend<'_, Self>) {
+        op.check();
         pass.dispatches += 1;
         rope_append::run(self, op);
     }
 
     fn attention(&self, pass: &mut Pass, op: Attention<'_, Self>) {
+        op.check();
         pass.dispatches += 1;
         attention::run(self, op);
     }
 
     fn matmul_add(&self, pass: &mut Pass, op: MatmulAdd<'_, Self>) {
+        op.check(op.w.shape());
         pass.dispatches += 1;
         matmul_add::run(self, op);
     }
 
     fn norm_add(&self, pass: &mut Pass, op: NormAdd<'_, Self>) {
+        op.check();
         pass.dispatches += 1;
         norm_add::run(self, op);
     }
 
     fn norm_gate_up(&self, pass: &mut Pass, op: NormGateUp<'_, Self>) {
+        op.check(op.w_gate.shape(), op.w_up.shape());
         pass.dispatches += 1;
         norm_gate_up::run(self, op);
     }

@@ -109,11 +109,14 @@ impl Step<'_> {
 
     /// The best ids of the combined row that are there, best first, by score downwards and id upwards: at most `n_top`.
     fn best_ids(&self, n_top: usize, tops: Vec<f32>) -> Vec<usize> {
+        if n_top == 0 {
+            return Vec::new();
+        }
         let row = self.rows[COMBINED];
         // So many chunks have a score of at least this, so many ids do.
         let mut ordered = tops.clone();
         let least = match n_top {
-            n if (1..=tops.len()).contains(&n) => *ordered.select_nth_unstable_by(n - 1, |a, b| b.total_cmp(a)).1,
+            n if n <= tops.len() => *ordered.select_nth_unstable_by(n - 1, |a, b| b.total_cmp(a)).1,
             _ => NEG_INF,
         };
         let mut ids = Vec::new();
@@ -277,9 +280,7 @@ impl Kernel for SumsOf<'_> {
         for row in 0..N_ROWS {
             sums.e[row] = fold(e_sums[row]);
             sums.e_t[row] = fold(e_t_sums[row]);
-            for lane in 0..LANES {
-                sums.before[row] += before[row][lane];
-            }
+            sums.before[row] = before[row].iter().sum();
         }
         sums
     }

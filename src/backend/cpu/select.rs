@@ -15,6 +15,13 @@ const PLACE_BITS: u32 = 31 + ID_BITS;
 /// Bits told apart in one pass.
 const DIGIT_BITS: u32 = 11;
 const N_BINS: usize = 1 << DIGIT_BITS;
+/// Ids taken at once.
+const LANES: usize = 16;
+/// Masses are summed over the ids with a `t` of at least each of these, so that it is known how deep a nucleus goes.
+/// The last is the sum of all.
+const LEVELS: [f32; 8] = [-1.0, -2.0, -4.0, -6.0, -8.0, -10.0, -13.0, f32::NEG_INFINITY];
+/// Below this `t` a mass is 0: e^-25 < 2^-36.
+const MASSLESS: f32 = -25.0;
 /// What a threshold on e^t is lowered by in t: more than e^t, the logarithm and t are off by.
 const SLACK: f64 = 1e-4;
 
@@ -73,17 +80,14 @@ impl Filters {
     /// What is kept, in order of ids.
     pub(super) fn keep(&self, scores: Scores, isa: Isa, crew: Crew) -> Vec<Candidate> {
         let n = scores.row.len();
-        let total = (!self.cuts_at_k(n) && self.top_p > 0).then(|| total_mass(scores, isa, crew));
-        let least = match total {
+        let masses = (!self.cuts_at_k(n) && self.top_p > 0).then(|| level_masses(scores, isa, crew));
+        let total = masses.map(|masses| masses[LEVELS.len() - 1]);
+        let least = match masses {
             _ if self.cuts_at_k(n) => self.least_of_k(scores),
-            Some(total) => {
-                // If every id lost as much, what is left would still hold the nucleus.
-                let loss = (total - nucleus(total, self.top_p)) / n as u64;
-                ((loss.max(1) as f64 * 2f64.powi(-36)).ln() - SLACK) as f32
-            }
+            Some(masses) => self.least_of_nucleus(masses, n),
             None => (f64::from(self.min_p).ln() - SLACK) as f32,
         };
-        let mut kept = candidates(scores, least, crew);
+        let mut kept = candidates(scores, least, isa, crew);
         if self.cuts_at_k(n) {
             let ones = vec![1; kept.len()];
             keep_prefix(&mut kept, ones, |total| total.min(self.top_k.into()));
@@ -106,6 +110,17 @@ impl Filters {
             _ => f32::NEG_INFINITY,
         }
     }
+
+    /// A `t` that all ids of the nucleus reach, of a row of `n` with such masses down to [`LEVELS`].
+    fn least_of_nucleus(&self, masses: [u64; LEVELS.len()], n: usize) -> f32 {
+        let total = masses[LEVELS.len() - 1];
+        let nucleus = nucleus(total, self.top_p);
+        let level = masses.iter().position(|&mass| mass >= nucleus).expect("the last is the sum of all");
+        // If every id lost as much, what is left would still hold the nucleus.
+        let loss = (total - nucleus) / n as u64;
+        let least = ((loss.max(1) as f64 * 2f64.powi(-36)).ln() - SLACK) as f32;
+        least.max(LEVELS[level])
+    }
 }
 
 /// The least mass with `mass * 2^32 >= total * top_p`.
@@ -113,46 +128,89 @@ fn nucleus(total: u64, top_p: u32) -> u64 {
     (u128::from(total) * u128::from(top_p)).div_ceil(1 << 32) as u64
 }
 
-/// The exact sum of all masses.
-fn total_mass(scores: Scores, isa: Isa, crew: Crew) -> u64 {
-    let mut parts: Vec<_> = scores.row.chunks(PART).map(|row| (row, 0)).collect();
-    crew.share(&mut parts, |(row, sum)| *sum = isa.run(MassOf(Scores { row, ..scores })));
-    parts.iter().map(|(_, sum)| sum).sum()
+/// The exact sums of the masses down to each of [`LEVELS`].
+fn level_masses(scores: Scores, isa: Isa, crew: Crew) -> [u64; LEVELS.len()] {
+    let parts = scores.row.chunks(PART).zip(scores.tops.chunks(PART / CHUNK));
+    let mut parts: Vec<_> = parts.map(|(row, tops)| (Scores { row, tops, ..scores }, [0; LEVELS.len()])).collect();
+    crew.share(&mut parts, |(scores, sums)| *sums = isa.run(LevelMasses(*scores)));
+    std::array::from_fn(|level| parts.iter().map(|(_, sums)| sums[level]).sum())
 }
 
-struct MassOf<'a>(Scores<'a>);
+struct LevelMasses<'a>(Scores<'a>);
 
-impl Kernel for MassOf<'_> {
-    type Output = u64;
+impl Kernel for LevelMasses<'_> {
+    type Output = [u64; LEVELS.len()];
 
     #[inline(always)]
-    fn run(self) -> u64 {
-        let mut sum = 0;
-        for &score in self.0.row {
-            sum += mass(self.0.t(score));
+    fn run(self) -> [u64; LEVELS.len()] {
+        let scores = self.0;
+        let mut sums = [0; LEVELS.len()];
+        for (row, &top) in scores.row.chunks(CHUNK).zip(scores.tops) {
+            let top = scores.t(top);
+            if top < MASSLESS {
+                continue;
+            }
+            let (mut t, mut masses) = ([f32::NEG_INFINITY; CHUNK], [0; CHUNK]);
+            for ((t, kept), &score) in t.iter_mut().zip(&mut masses).zip(row) {
+                *t = scores.t(score);
+                *kept = mass(*t);
+            }
+            for (sum, level) in sums.iter_mut().zip(LEVELS).filter(|(_, level)| top >= *level) {
+                for (&t, &mass) in t.iter().zip(&masses) {
+                    *sum += if t >= level { mass } else { 0 };
+                }
+            }
         }
-        sum
+        sums
     }
 }
 
 /// All ids with a `t` of at least `least`, in order.
-fn candidates(scores: Scores, least: f32, crew: Crew) -> Vec<Candidate> {
+fn candidates(scores: Scores, least: f32, isa: Isa, crew: Crew) -> Vec<Candidate> {
     let parts = scores.row.chunks(PART).zip(scores.tops.chunks(PART / CHUNK)).enumerate();
-    let mut parts: Vec<_> = parts.map(|(part, chunks)| (part * PART, chunks, Vec::new())).collect();
-    crew.share(&mut parts, |(first, (row, tops), found)| {
-        for (chunk, (row, top)) in row.chunks(CHUNK).zip(*tops).enumerate() {
-            if *top == f32::NEG_INFINITY || scores.t(*top) < least {
+    let part = |(part, (row, tops))| Candidates { first: part * PART, scores: Scores { row, tops, ..scores }, least };
+    let mut parts: Vec<_> = parts.map(|parts| (part(parts), Vec::new())).collect();
+    crew.share(&mut parts, |(part, found)| *found = isa.run(*part));
+    parts.into_iter().flat_map(|(_, found)| found).collect()
+}
+
+/// The candidates of a part of a row, which begins at id `first`.
+#[derive(Clone, Copy)]
+struct Candidates<'a> {
+    first: usize,
+    scores: Scores<'a>,
+    least: f32,
+}
+
+impl Kernel for Candidates<'_> {
+    type Output = Vec<Candidate>;
+
+    #[inline(always)]
+    fn run(self) -> Vec<Candidate> {
+        let Candidates { first, scores, least } = self;
+        let mut found = Vec::new();
+        for (chunk, (row, &top)) in scores.row.chunks(CHUNK).zip(scores.tops).enumerate() {
+            if top == f32::NEG_INFINITY || scores.t(top) < least {
                 continue;
             }
-            for (index, &score) in row.iter().enumerate() {
-                let t = scores.t(score);
-                if t >= least && score > f32::NEG_INFINITY {
-                    found.push(Candidate { id: (*first + chunk * CHUNK + index) as u32, t });
+            for (lanes, row) in row.chunks_exact(LANES).enumerate() {
+                let mut n = 0;
+                for &score in row {
+                    n += u32::from((scores.t(score) >= least) & (score > f32::NEG_INFINITY));
+                }
+                if n == 0 {
+                    continue;
+                }
+                for (lane, &score) in row.iter().enumerate() {
+                    let (id, t) = ((first + chunk * CHUNK + lanes * LANES + lane) as u32, scores.t(score));
+                    if t >= least && score > f32::NEG_INFINITY {
+                        found.push(Candidate { id, t });
+                    }
                 }
             }
         }
-    });
-    parts.into_iter().flat_map(|(_, _, found)| found).collect()
+        found
+    }
 }
 
 /// The mass of each candidate.

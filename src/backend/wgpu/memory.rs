@@ -202,7 +202,11 @@ impl Matrix {
         let mut parts = Vec::new();
         for first in (0..spec.n_rows).step_by(step) {
             let rows = first..spec.n_rows.min(first + step);
-            let mut words = Vec::with_capacity(rows.len().div_ceil(BLOCK_ROWS) * needed as usize);
+            let mut words = Vec::new();
+            // An image has whole rows of texels, which are filled up in place.
+            let bytes = (rows.len().div_ceil(BLOCK_ROWS) * needed as usize).next_multiple_of(Image::ROW_BYTES);
+            let refused = |_| Error::Memory { what: "weights on their way".into(), needed: bytes as u64, limit };
+            words.try_reserve_exact(bytes).map_err(refused)?;
             members.iter().try_for_each(|data| push_blocks(&mut words, spec, rows.clone(), *data))?;
             parts.push((
                 rows,
@@ -219,6 +223,11 @@ impl Matrix {
         Ok(Self { spec, n_members: members.len(), parts })
     }
 
+    /// Outputs and inputs.
+    pub(super) fn shape(&self) -> [usize; 2] {
+        [self.spec.n_rows, self.spec.n_cols]
+    }
+
     /// The dispatches that read the whole matrix.
     pub(super) fn parts(&self) -> impl Iterator<Item = (Part, &Words)> {
         self.parts.iter().map(|(rows, words)| (part(rows.clone(), rows, None), words))
@@ -226,8 +235,7 @@ impl Matrix {
 
     /// The dispatches that read two matrices of one shape: they may be cut at different rows.
     pub(super) fn parts_with<'a>(&'a self, other: &'a Matrix) -> impl Iterator<Item = (Part, &'a Words, &'a Words)> {
-        let shape = |matrix: &Matrix| (matrix.spec.n_rows, matrix.spec.n_cols, matrix.n_members);
-        assert_eq!(shape(self), shape(other), "matrices of one shape");
+        assert_eq!(self.n_members, other.n_members, "matrices of as many members");
         self.parts.iter().flat_map(move |(rows, words)| {
             other.parts.iter().filter_map(move |(other_rows, other_words)| {
                 let common = rows.start.max(other_rows.start)..rows.end.min(other_rows.end);

@@ -160,6 +160,7 @@ impl Backend for Wgpu {
     }
 
     fn matrix(&self, spec: MatrixSpec, members: &[&dyn MatrixBytes]) -> Result<Matrix> {
+        checks::check_members(spec, members);
         self.pipelines.forget(&self.dropped);
         let limit = match self.matrices {
             MatrixForm::Buffers => self.binding_limit,
@@ -186,30 +187,37 @@ impl Backend for Wgpu {
     }
 
     fn embed(&self, pass: &mut Pass, op: Embed<'_, Self>) {
+        op.check(op.table.shape());
         self.record_embed(pass, op);
     }
 
     fn norm_matmul(&self, pass: &mut Pass, op: NormMatmul<'_, Self>) {
+        op.check(op.w.shape());
         self.record_norm_matmul(pass, op);
     }
 
     fn rope_append(&self, pass: &mut Pass, op: RopeAppend<'_, Self>) {
+        op.check();
         self.record_rope_append(pass, op);
     }
 
     fn attention(&self, pass: &mut Pass, op: Attention<'_, Self>) {
+        op.check();
         self.record_attention(pass, op);
     }
 
     fn matmul_add(&self, pass: &mut Pass, op: MatmulAdd<'_, Self>) {
+        op.check(op.w.shape());
         self.record_matmul_add(pass, op);
     }
 
     fn norm_add(&self, pass: &mut Pass, op: NormAdd<'_, Self>) {
+        op.check();
         self.record_norm_add(pass, op);
     }
 
     fn norm_gate_up(&self, pass: &mut Pass, op: NormGateUp<'_, Self>) {
+        op.check(op.w_gate.shape(), op.w_up.shape());
         self.record_norm_gate_up(pass, op);
     }
 

@@ -7,15 +7,15 @@ use bytemuck::bytes_of;
 
 /// Outputs that one workgroup of norm_matmul and matmul_add makes, for one or four rows: eight groups of lanes with four
 /// each, or two with sixteen, see shaders/parts/matmul.wgsl.
-const MATMUL_OUTPUTS: u32 = 32;
+pub(super) const MATMUL_OUTPUTS: u32 = 32;
 /// The same of norm_gate_up: half, since it has two matrices.
-const GATE_UP_OUTPUTS: u32 = 16;
+pub(super) const GATE_UP_OUTPUTS: u32 = 16;
+/// Rows of a tile, where a launch has more than one.
+pub(super) const TILE_ROWS: u32 = 4;
 
 impl Wgpu {
     pub(super) fn record_embed(&self, pass: &mut Pass, op: Embed<'_, Self>) {
         let Embed { x, places, table, rows, slots, extents, n_rows, params } = op;
-        check_rows(n_rows, params.cap);
-        check_matrix(table, [table.spec.n_rows as u32, params.d_model]);
         let variant = Variant {
             constants: vec![("N_VOCAB", Constant::Number(table.spec.n_rows as u32))],
             weights: vec![self.weights("first", 2, table)],
@@ -30,8 +30,6 @@ impl Wgpu {
 
     pub(super) fn record_norm_matmul(&self, pass: &mut Pass, op: NormMatmul<'_, Self>) {
         let NormMatmul { y, w, x, gain, bias, gather, extents, n_rows, params } = op;
-        check_rows(n_rows, params.cap_out);
-        check_matrix(w, [params.n_out, params.n_in]);
         let has = [("HAS_GAIN", gain.is_some()), ("HAS_BIAS", bias.is_some()), ("HAS_GATHER", gather.is_some())];
         let (variant, n_tiles) = self.matmul_variant(n_rows, w, None, &has);
         let [gain, bias, gather] = [gain, bias, gather].map(|buf| buf.unwrap_or(&self.nothing));
@@ -44,8 +42,6 @@ impl Wgpu {
 
     pub(super) fn record_rope_append(&self, pass: &mut Pass, op: RopeAppend<'_, Self>) {
         let RopeAppend { qkv, plane, places, page_table, rotary, q_gain, k_gain, extents, n_rows, params } = op;
-        check_rows(n_rows, params.cap);
-        check_heads(params.n_heads, params.n_kv_heads, params.head_dim);
         let constants = vec![
             ("KV_DTYPE", Constant::Number(params.page.dtype)),
             ("HAS_ROTARY", Constant::Flag(rotary.is_some())),
@@ -63,8 +59,6 @@ impl Wgpu {
 
     pub(super) fn record_attention(&self, pass: &mut Pass, op: Attention<'_, Self>) {
         let Attention { y, qkv, plane, places, page_table, extents, n_rows, params } = op;
-        check_rows(n_rows, params.cap);
-        check_heads(params.n_heads, params.n_kv_heads, params.head_dim);
         let constants =
             vec![("KV_DTYPE", Constant::Number(params.page.dtype)), ("HEAD_DIM", Constant::Number(params.head_dim))];
         let is_wide = params.head_dim.is_multiple_of(8) && params.page.page_words.is_multiple_of(4);
@@ -79,8 +73,6 @@ impl Wgpu {
 
     pub(super) fn record_matmul_add(&self, pass: &mut Pass, op: MatmulAdd<'_, Self>) {
         let MatmulAdd { x, w, y, bias, extents, n_rows, params } = op;
-        check_rows(n_rows, params.cap);
-        check_matrix(w, [params.n_out, params.n_in]);
         let (variant, n_tiles) =
             self.matmul_variant(n_rows, w, None, &[("HAS_GAIN", false), ("HAS_BIAS", bias.is_some())]);
         let bias = bias.unwrap_or(&self.nothing);
@@ -93,15 +85,12 @@ impl Wgpu {
 
     pub(super) fn record_norm_add(&self, pass: &mut Pass, op: NormAdd<'_, Self>) {
         let NormAdd { x, y, gain, extents, n_rows, params } = op;
-        check_rows(n_rows, params.cap);
         let grid = [n_rows, 1, members(y.bytes() / size_of::<f32>() / params.d_model as usize, params.cap)];
         self.dispatch(pass, &NORM_ADD, &Variant::default(), &[x, y, gain, extents], &[bytes_of(&params)], grid);
     }
 
     pub(super) fn record_norm_gate_up(&self, pass: &mut Pass, op: NormGateUp<'_, Self>) {
         let NormGateUp { h, w_gate, w_up, x, gain, extents, n_rows, params } = op;
-        check_rows(n_rows, params.cap);
-        check_matrix(w_gate, [params.n_out, params.n_in]);
         let (variant, n_tiles) = self.matmul_variant(n_rows, w_gate, Some(w_up), &[("HAS_GAIN", gain.is_some())]);
         let gain = gain.unwrap_or(&self.nothing);
         for (part, gate_part, up_part) in w_gate.parts_with(w_up) {
@@ -136,7 +125,7 @@ impl Wgpu {
         second: Option<&Matrix>,
         has: &[(&'static str, bool)],
     ) -> (Variant, u32) {
-        let (tile, rows) = if n_rows == 1 { (1, Shared::Rows1) } else { (4, Shared::Rows4) };
+        let (tile, rows) = if n_rows == 1 { (1, Shared::Rows1) } else { (TILE_ROWS, Shared::Rows4) };
         let outputs = match self.matrices {
             MatrixForm::Buffers => Shared::Outputs4,
             MatrixForm::Images => Shared::Outputs16,
@@ -180,20 +169,4 @@ impl Wgpu {
 /// as much on a workgroup that has nothing to do as on another.
 fn members(n_rows: usize, cap: u32) -> u32 {
     (n_rows as u32 / cap.max(1)).clamp(1, MAX_MEMBERS as u32)
-}
-
-// The CPU finds these out where it takes slices; a shader would read and write past its rows.
-
-fn check_rows(n_rows: u32, cap: u32) {
-    assert!(n_rows <= cap, "{n_rows} rows where {cap} fit");
-}
-
-fn check_matrix(matrix: &Matrix, shape: [u32; 2]) {
-    let spec = matrix.spec;
-    assert_eq!([spec.n_rows, spec.n_cols].map(|n| n as u32), shape, "outputs and inputs of a matrix");
-}
-
-fn check_heads(n_heads: u32, n_kv_heads: u32, head_dim: u32) {
-    assert!(n_heads.is_multiple_of(n_kv_heads), "{n_heads} heads share {n_kv_heads} key heads");
-    assert!(head_dim.is_multiple_of(2) && head_dim as usize <= MAX_HEAD_DIM, "a head of {head_dim}");
 }

@@ -3,11 +3,12 @@
 
 use super::MatrixForm;
 use super::memory::Part;
+use super::ops::{GATE_UP_OUTPUTS, MATMUL_OUTPUTS, TILE_ROWS};
 use super::pipelines::*;
 use crate::backend::Dtype;
 use crate::backend::params::*;
 use ::wgpu::naga::valid::{Capabilities, ValidationFlags, Validator};
-use ::wgpu::naga::{AddressSpace, Module, StorageAccess, TypeInner, front::wgsl};
+use ::wgpu::naga::{AddressSpace, Expression, Literal, Module, StorageAccess, TypeInner, front::wgsl};
 use std::mem::offset_of;
 
 /// A struct as WGSL sees it: size, and offset of each field. Arrays of a uniform are written out or vectors there.
@@ -167,6 +168,32 @@ fn every_form_is_valid_and_binds_what_its_line_says() {
             let wanted: Vec<_> = wanted.concat().into_iter().enumerate().map(kind).collect();
             assert_eq!(bindings, wanted, "{}", stem.name);
             assert!(stem.outputs + stem.inputs <= 8, "{} binds more than 8 storage buffers", stem.name);
+        }
+    }
+}
+
+/// The value of a `const` of a module.
+fn constant(module: &Module, name: &str) -> u32 {
+    let found = module.constants.iter().find(|(_, constant)| constant.name.as_deref() == Some(name));
+    let (_, constant) = found.unwrap_or_else(|| panic!("no const {name}"));
+    match module.global_expressions[constant.init] {
+        Expression::Literal(Literal::U32(value)) => value,
+        ref other => panic!("{name} is {other:?}"),
+    }
+}
+
+#[test]
+fn grids_of_matrix_ops_are_cut_as_their_shaders_are() {
+    for (stem, outputs) in
+        [(&NORM_MATMUL, MATMUL_OUTPUTS), (&MATMUL_ADD, MATMUL_OUTPUTS), (&NORM_GATE_UP, GATE_UP_OUTPUTS)]
+    {
+        for variant in variants(stem) {
+            let module = parsed(stem, &variant);
+            let [threads, lanes, of_group, rows] =
+                ["N_THREADS", "N_LANES_OF_K", "GROUP_OUTPUTS", "N_ROWS"].map(|name| constant(&module, name));
+            assert_eq!(threads / lanes * of_group, outputs, "{}: outputs of a workgroup", stem.name);
+            let tile = if variant.parts.contains(&Shared::Rows1) { 1 } else { TILE_ROWS };
+            assert_eq!(rows, tile, "{}: rows of a tile", stem.name);
         }
     }
 }

@@ -4,10 +4,12 @@
 //! models--org--name/blobs/HASH             the bytes of a file; HASH.incomplete while they come
 //! models--org--name/refs/REVISION          the commit that a branch or tag was last seen at
 //! models--org--name/snapshots/COMMIT/FILE  a link to the blob
-//! .locks/models--org--name/HASH.lock       held by whoever writes the blob
+//! models--org--name/.no_exist/COMMIT/FILE  empty: the hub said that the commit has no such file
+//! .locks/models--org--name/HASH.lock       held by whoever writes the blob or links to it
+//! .locks/models--org--name/refs.lock       held by whoever writes a ref
 //! ```
 
-use super::id::{ModelId, is_commit};
+use super::id::{ModelId, Revision, is_commit};
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -48,45 +50,67 @@ impl RepoCache {
     }
 
     /// The commit that a revision is, or was when it was last asked for.
-    pub(super) fn commit(&self, revision: &str) -> Option<String> {
-        if is_commit(revision) {
-            return Some(revision.into());
+    pub(super) fn commit(&self, revision: &Revision) -> Option<String> {
+        if revision.is_commit() {
+            return Some(revision.to_string());
         }
         let commit = fs::read_to_string(self.reference(revision)).ok()?;
         Some(commit.trim().to_string()).filter(|commit| is_commit(commit))
     }
 
     /// Notes which commit a revision is. A cache that cannot be written is still a good cache to read from.
-    pub(super) fn note_commit(&self, revision: &str, commit: &str) -> io::Result<()> {
+    pub(super) fn note_commit(&self, revision: &Revision, commit: &str) -> io::Result<()> {
         if self.commit(revision).as_deref() == Some(commit) {
             return Ok(());
         }
+        let _held = self.lock("refs", || {})?;
         let path = self.reference(revision);
         make_parent(&path)?;
-        let new = beside(&path);
+        // Not among the refs, where others would take it for one.
+        let new = self.repository().join("ref.tmp");
         fs::write(&new, commit)?;
         fs::rename(&new, &path)
     }
 
-    fn reference(&self, revision: &str) -> PathBuf {
-        self.repository().join("refs").join(revision)
+    fn reference(&self, revision: &Revision) -> PathBuf {
+        self.repository().join("refs").join(revision.as_str())
     }
 
-    /// Makes `file` of a commit the blob of `hash`.
+    /// Whether it is known what `file` of a commit is: there, or not to be had.
+    pub(super) fn knows(&self, commit: &str, file: &str) -> bool {
+        self.snapshot(commit).join(file).is_file() || self.absent(commit, file).is_file()
+    }
+
+    /// Notes that a commit has no `file`.
+    pub(super) fn note_absent(&self, commit: &str, file: &str) -> io::Result<()> {
+        let path = self.absent(commit, file);
+        make_parent(&path)?;
+        fs::write(path, "")
+    }
+
+    fn absent(&self, commit: &str, file: &str) -> PathBuf {
+        self.repository().join(".no_exist").join(commit).join(file)
+    }
+
+    /// Makes `file` of a commit the blob of `hash`, whose lock the caller holds.
     pub(super) fn link(&self, commit: &str, file: &str, hash: &str) -> io::Result<()> {
         let path = self.snapshot(commit).join(file);
         make_parent(&path)?;
         let target: PathBuf = ["..", "..", "blobs", hash].iter().collect();
         let new = beside(&path);
+        // Of a process that ended in between; nobody else is here while the lock is held.
+        if new.is_symlink() {
+            fs::remove_file(&new)?;
+        }
         link_or_move(&target, &new, &self.blob(hash))?;
         fs::rename(&new, &path)
     }
 
-    /// Waits until no other process writes the blob of `hash`; `waits` is called if one does.
-    pub(super) fn lock(&self, hash: &str, waits: impl FnOnce()) -> io::Result<File> {
-        let path = self.cache.join(".locks").join(&self.folder).join(format!("{hash}.lock"));
+    /// Waits until no other process holds the lock `name`, the hash of a blob or `refs`; `waits` is called if one does.
+    pub(super) fn lock(&self, name: &str, waits: impl FnOnce()) -> io::Result<File> {
+        let path = self.cache.join(".locks").join(&self.folder).join(format!("{name}.lock"));
         make_parent(&path)?;
-        make_parent(&self.blob(hash))?;
+        make_parent(&self.blob(name))?;
         let file = File::options().write(true).create(true).truncate(false).open(path)?;
         match file.try_lock() {
             Ok(()) => {}
@@ -107,7 +131,7 @@ fn make_parent(path: &Path) -> io::Result<()> {
 /// Where something is made that is then renamed to `path`: nobody finds half of it, or nothing for a moment.
 fn beside(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
+    name.push(".tmp");
     name.into()
 }
 

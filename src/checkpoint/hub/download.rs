@@ -1,4 +1,5 @@
-//! One file from the hub into the cache: resumed where it was cut, hashed as it comes, renamed into place when it is right.
+//! One file from the hub into the cache: resumed where it was cut, hashed as it comes, renamed into place when it is
+//! right. An answer that cannot be the file takes nothing away of what is there.
 
 use super::cache::RepoCache;
 use super::listing::Content;
@@ -18,39 +19,46 @@ pub(super) struct Download<'a> {
     pub(super) wire: &'a Wire,
     pub(super) cache: &'a RepoCache,
     pub(super) id: &'a ModelId,
+    pub(super) commit: &'a str,
     pub(super) file: &'a str,
     pub(super) url: &'a str,
     pub(super) content: &'a Content,
 }
 
 impl Download<'_> {
-    /// Puts the blob into the cache, if it is not there.
+    /// Makes the file part of its commit in the cache; its bytes are fetched if they are not there. All of it under the
+    /// blob's lock.
     pub(super) fn run(&self, watch: Watch) -> Result<(), Failure> {
-        let Content { n_bytes, hash, .. } = self.content;
+        let hash = &self.content.hash;
         let blob = self.cache.blob(hash);
         let lock = self.cache.lock(hash, || watch(Event::Waiting { file: self.file.into() }));
         let _held = lock.map_err(|error| Failure::lasting(format!("locking {}: {error}", blob.display())))?;
-        if fs::metadata(&blob).is_ok_and(|metadata| metadata.len() == *n_bytes) {
-            return Ok(());
+        if !fs::metadata(&blob).is_ok_and(|metadata| metadata.len() == self.content.n_bytes) {
+            self.fetch(&blob, watch)?;
         }
-        let mut partial = Partial::open(self.cache.partial(hash), self.content).map_err(writing(&blob))?;
+        self.cache.link(self.commit, self.file, hash).map_err(writing(&blob))
+    }
+
+    fn fetch(&self, blob: &Path, watch: Watch) -> Result<(), Failure> {
+        let partial = self.cache.partial(&self.content.hash);
+        let mut partial = Partial::open(partial, self.content).map_err(writing(blob))?;
         watch(self.begins(&partial));
         let mut is_resumed = partial.n_bytes > 0;
         loop {
-            self.complete(&mut partial, watch)?;
+            self.complete(&mut partial, watch).map_err(|failure| partial.keep(failure))?;
             match partial.check() {
                 Ok(()) => break,
                 // What was there before may be at fault: once, all of it is fetched again.
                 Err(_) if is_resumed => {
                     is_resumed = false;
-                    partial.restart().map_err(writing(&blob))?;
+                    partial.restart().map_err(writing(blob))?;
                     watch(self.begins(&partial));
                 }
                 Err(failure) => return Err(partial.discard(failure)),
             }
         }
         watch(Event::Done);
-        partial.file.sync_all().and_then(|()| fs::rename(&partial.path, &blob)).map_err(writing(&blob))
+        partial.file.sync_all().and_then(|()| fs::rename(&partial.path, blob)).map_err(writing(blob))
     }
 
     fn begins(&self, partial: &Partial) -> Event {
@@ -61,10 +69,12 @@ impl Download<'_> {
     /// Fetches what is missing, in as many attempts as bring something and a few that do not.
     fn complete(&self, partial: &mut Partial, watch: Watch) -> Result<(), Failure> {
         let mut patience = Patience::new(MAX_ATTEMPTS);
+        // A server that sends all of it again and again brings nothing until it gets farther than before.
+        let mut farthest = partial.n_bytes;
         while partial.n_missing() > 0 {
-            let n_bytes = partial.n_bytes;
             if let Err(failure) = self.transfer(partial, watch) {
-                if partial.n_bytes > n_bytes {
+                if partial.n_bytes > farthest {
+                    farthest = partial.n_bytes;
                     patience = Patience::new(MAX_ATTEMPTS);
                 }
                 patience.bear(failure)?;
@@ -77,13 +87,13 @@ impl Download<'_> {
     fn transfer(&self, partial: &mut Partial, watch: Watch) -> Result<(), Failure> {
         let response = self.wire.get(self.url, partial.n_bytes)?;
         if response.status() == StatusCode::OK && partial.n_bytes > 0 {
-            // The server sends all of it again.
+            self.check_whole(response.headers(), &partial.path)?;
             partial.restart().map_err(writing(&partial.path))?;
             watch(self.begins(partial));
+        } else {
+            self.check_announced(response.headers(), partial.n_bytes)?;
         }
-        if let Err(failure) = self.check_announced(response.headers(), partial.n_bytes) {
-            return Err(partial.discard(failure));
-        }
+        let start = partial.n_bytes;
         let mut body = response.into_body().into_reader();
         let mut chunk = vec![0; CHUNK_BYTES];
         loop {
@@ -93,7 +103,7 @@ impl Download<'_> {
             };
             if n as u64 > partial.n_missing() {
                 let failure = self.differs(format!("more than {} bytes came", self.content.n_bytes));
-                return Err(partial.discard(failure));
+                return Err(if partial.n_bytes > start { partial.discard(failure) } else { failure });
             }
             if n == 0 && partial.n_missing() > 0 {
                 return Err(self.wire.broken(io::ErrorKind::UnexpectedEof.into(), partial.n_bytes));
@@ -119,6 +129,17 @@ impl Download<'_> {
             return Err(Failure::lasting(format!("asked from byte {start} on, the server answers {range:?}")));
         }
         Ok(())
+    }
+
+    /// Refuses an answer with all of the file, where its rest was asked for, unless it announces the listing's length: a
+    /// page of another server has an answer for everything.
+    fn check_whole(&self, headers: &HeaderMap, partial: &Path) -> Result<(), Failure> {
+        if number(headers, &CONTENT_LENGTH).is_none() {
+            let partial = partial.display();
+            let what = "asked for the rest, the server sends something of unknown length";
+            return Err(Failure::lasting(format!("{what}; remove {partial} to begin anew")));
+        }
+        self.check_announced(headers, 0)
     }
 
     fn differs(&self, what: String) -> Failure {
@@ -186,6 +207,11 @@ impl<'a> Partial<'a> {
             return Ok(());
         }
         Err(Failure::lasting(format!("what came hashes to {hash}, the hub's listing says {}", self.content.hash)))
+    }
+
+    /// Leaves what came for another run, if anything did.
+    fn keep(&self, failure: Failure) -> Failure {
+        if self.n_bytes > 0 { failure } else { self.discard(failure) }
     }
 
     /// Leaves nothing of what cannot be right.

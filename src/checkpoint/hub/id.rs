@@ -70,21 +70,47 @@ impl fmt::Display for ModelId {
     }
 }
 
-/// Checks a branch, tag or commit: it becomes part of an address and of a path, so it is held to git's rules for names.
-///
-/// `param` is the flag that gave it.
-pub fn check_revision(param: &str, revision: &str) -> Result<()> {
-    let bad_part = |part: &str| part.is_empty() || part.starts_with('.') || part.ends_with('.') || part.contains("..");
-    let bad_char = |c: char| c.is_control() || " ~^:?*[\\".contains(c);
-    if revision.split('/').any(bad_part) || revision.contains(bad_char) || revision.len() > 255 {
-        return Err(Error::argument(param, format!("{revision:?} is not a branch, a tag or a commit")));
+/// A branch, tag or commit. It becomes part of an address and of a path, so it is held to git's rules for names.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Revision(String);
+
+impl Revision {
+    /// The branch where none is named.
+    pub fn main() -> Self {
+        Self("main".into())
     }
-    Ok(())
+
+    /// Checks the form; a message says what is wrong.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let bad_part =
+            |part: &str| part.is_empty() || part.starts_with('.') || part.ends_with('.') || part.contains("..");
+        let bad_char = |c: char| c.is_control() || " ~^:?*[\\".contains(c);
+        if text.split('/').any(bad_part) || text.contains(bad_char) || text.len() > 255 {
+            return Err(format!("{text:?} is not a branch, a tag or a commit"));
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// As it was written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether it is a full commit, which never changes.
+    pub(super) fn is_commit(&self) -> bool {
+        is_commit(&self.0)
+    }
 }
 
-/// Whether a revision is a full commit, which never changes.
-pub(super) fn is_commit(revision: &str) -> bool {
-    revision.len() == 40 && is_hex(revision)
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Whether a text is the full name of a commit.
+pub(super) fn is_commit(text: &str) -> bool {
+    text.len() == 40 && is_hex(text)
 }
 
 pub(super) fn is_hex(text: &str) -> bool {

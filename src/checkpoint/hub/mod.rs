@@ -16,7 +16,7 @@ mod settings;
 mod wire;
 
 pub(super) use cache::snapshot_name;
-pub use id::{ModelId, Place, check_revision};
+pub use id::{ModelId, Place, Revision};
 
 use super::shards::{self, INDEX, SINGLE};
 use super::{ModelConfig, Source};
@@ -28,9 +28,6 @@ use settings::Settings;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use wire::{Failure, MAX_ATTEMPTS, Patience, Wire};
-
-/// The revision where none is named.
-pub const MAIN: &str = "main";
 
 const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
 /// Small files that a model may have; no code, no pickle.
@@ -68,9 +65,9 @@ pub enum Event {
         /// Its name in the repository.
         file: String,
     },
-    /// The hub cannot be reached, and what the cache has is used.
-    Unreachable {
-        /// What was found in its place, and why.
+    /// What the cache has is used without the hub's word on it.
+    Warning {
+        /// What was found, why the hub was not asked, and what may be missing.
         message: String,
     },
 }
@@ -83,7 +80,7 @@ pub struct Hub {
     settings: Settings,
     wire: Wire,
     /// A model that several roles name is looked up once, so that all of them get the same commit.
-    known: HashMap<(ModelId, String), PathBuf>,
+    known: HashMap<(ModelId, Revision), PathBuf>,
 }
 
 impl Hub {
@@ -95,12 +92,12 @@ impl Hub {
         Ok(Self { settings, wire, known: HashMap::new() })
     }
 
-    /// The directory of a model at a revision (branch, tag or commit, checked by [`check_revision`]), fetched as far as
-    /// the cache lacks it.
+    /// The directory of a model at a revision, fetched as far as the cache lacks it.
     ///
-    /// Without a network, what the cache has is used if it is whole; with `HF_HUB_OFFLINE` nobody is asked.
-    pub fn open(&mut self, id: &ModelId, revision: &str, watch: Watch) -> Result<Source> {
-        let key = (id.clone(), revision.to_string());
+    /// A commit that the cache has with every file, or a note that there is none, is taken without a request. Without a
+    /// network, what the cache has is used if it can be run, with a warning; with `HF_HUB_OFFLINE` nobody is asked.
+    pub fn open(&mut self, id: &ModelId, revision: &Revision, watch: Watch) -> Result<Source> {
+        let key = (id.clone(), revision.clone());
         if !self.known.contains_key(&key) {
             let repo = Repo { hub: self, id, revision, cache: RepoCache::new(&self.settings.cache, id) };
             let directory = repo.locate(watch)?;
@@ -114,7 +111,7 @@ impl Hub {
 struct Repo<'a> {
     hub: &'a Hub,
     id: &'a ModelId,
-    revision: &'a str,
+    revision: &'a Revision,
     cache: RepoCache,
 }
 
@@ -122,29 +119,33 @@ impl Repo<'_> {
     fn locate(&self, watch: Watch) -> Result<PathBuf> {
         let cached = self.cached();
         if self.hub.settings.offline {
-            return cached;
+            let cached = cached?;
+            if !cached.unknown.is_empty() {
+                watch(Event::Warning { message: format!("offline; {}", cached.describe()) });
+            }
+            return Ok(cached.directory);
         }
         let cached = cached.ok();
-        match cached {
-            Some(directory) if id::is_commit(self.revision) => return Ok(directory),
-            _ => {}
+        if let Some(cached) = &cached
+            && cached.unknown.is_empty()
+            && self.revision.is_commit()
+        {
+            return Ok(cached.directory.clone());
         }
         // Who has the model already should not wait for a dead network more than once.
         let attempts = if cached.is_some() { 1 } else { MAX_ATTEMPTS };
         match (self.listing(attempts), cached) {
             (Ok(listing), _) => self.fetch(&listing, watch),
-            (Err(failure), Some(directory)) if failure.wait.is_some() => {
-                let name = snapshot_name(&directory).unwrap_or_default();
-                let message = format!("{}; using {name} from the cache", failure.message);
-                watch(Event::Unreachable { message });
-                Ok(directory)
+            (Err(failure), Some(cached)) if failure.wait.is_some() => {
+                watch(Event::Warning { message: format!("{}; {}", failure.message, cached.describe()) });
+                Ok(cached.directory)
             }
             (Err(failure), _) => Err(self.refused(None, failure)),
         }
     }
 
-    /// The directory in the cache, if it has all that is needed.
-    fn cached(&self) -> Result<PathBuf> {
+    /// What the cache has, if a model can be run with it.
+    fn cached(&self) -> Result<Cached> {
         let lacks = |what: String| {
             let cache = self.cache.root().display();
             let message = format!("{what} not in the cache {cache}; unset HF_HUB_OFFLINE to fetch what is missing");
@@ -154,7 +155,8 @@ impl Repo<'_> {
         let directory = self.cache.snapshot(&commit);
         let missing = missing_files(&Source::directory(&directory))?;
         if missing.is_empty() {
-            return Ok(directory);
+            let unknown = OPTIONAL.into_iter().filter(|file| !self.cache.knows(&commit, file)).collect();
+            return Ok(Cached { directory, unknown });
         }
         let be = if missing.len() == 1 { "is" } else { "are" };
         Err(lacks(format!("{} of commit {commit} {be}", missing.join(", "))))
@@ -162,7 +164,8 @@ impl Repo<'_> {
 
     fn listing(&self, attempts: u32) -> Result<Listing, Failure> {
         let Settings { endpoint, .. } = &self.hub.settings;
-        let url = format!("{endpoint}/api/models/{}/revision/{}?blobs=true", self.id, wire::escaped(self.revision));
+        let url =
+            format!("{endpoint}/api/models/{}/revision/{}?blobs=true", self.id, wire::escaped(self.revision.as_str()));
         let mut patience = Patience::new(attempts);
         loop {
             match Listing::get(&self.hub.wire, &url) {
@@ -192,6 +195,10 @@ impl Repo<'_> {
             let message = foreign.unwrap_or_else(|| format!("has neither {SINGLE} nor {INDEX}"));
             return Err(self.error(None, None, message));
         }
+        for file in OPTIONAL.iter().filter(|file| !listing.has(file) && !self.cache.knows(&listing.commit, file)) {
+            // A note saves the next run a request and no more: a cache that cannot be written is still good to read.
+            let _ = self.cache.note_absent(&listing.commit, file);
+        }
         let noted = self.cache.note_commit(self.revision, &listing.commit);
         noted.map_err(|error| self.error(None, None, format!("writing to the cache: {error}")))?;
         Ok(directory)
@@ -215,16 +222,14 @@ impl Repo<'_> {
         let endpoint = &self.hub.settings.endpoint;
         let url = format!("{endpoint}/{}/resolve/{}/{}", self.id, listing.commit, wire::escaped(file));
         let (wire, cache, id) = (&self.hub.wire, &self.cache, self.id);
-        let download = Download { wire, cache, id, file, url: &url, content };
-        download.run(watch).map_err(|failure| self.refused(Some(file), failure))?;
-        let linked = self.cache.link(&listing.commit, file, &content.hash);
-        linked.map_err(|error| self.error(Some(file), None, format!("writing to the cache: {error}")))
+        let download = Download { wire, cache, id, commit: &listing.commit, file, url: &url, content };
+        download.run(watch).map_err(|failure| self.refused(Some(file), failure))
     }
 
     fn error(&self, file: Option<&str>, status: Option<u16>, message: impl Into<String>) -> Error {
         Error::Hub {
             repo: self.id.to_string(),
-            revision: self.revision.into(),
+            revision: self.revision.to_string(),
             file: file.map(str::to_string),
             status,
             message: message.into(),
@@ -254,6 +259,24 @@ impl Repo<'_> {
             _ => failure.message,
         };
         self.error(file, failure.status, message)
+    }
+}
+
+/// A snapshot that a model can be run with.
+struct Cached {
+    directory: PathBuf,
+    /// Optional files that are not there, and the hub was never asked for: whoever fetched the rest left them out.
+    unknown: Vec<&'static str>,
+}
+
+impl Cached {
+    /// What is used, and what may be missing in it.
+    fn describe(&self) -> String {
+        let name = snapshot_name(&self.directory).unwrap_or_default();
+        match self.unknown.is_empty() {
+            true => format!("using {name} from the cache"),
+            false => format!("using {name} from the cache, which may lack {}", self.unknown.join(", ")),
+        }
     }
 }
 

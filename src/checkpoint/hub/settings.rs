@@ -63,6 +63,10 @@ fn home() -> Result<PathBuf> {
 fn endpoint() -> Result<String> {
     let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.into());
     let endpoint = endpoint.trim_end_matches('/');
+    // It is printed in messages, and in no other form than here.
+    if endpoint.contains('@') {
+        return Err(Error::argument("HF_ENDPOINT", "holds an @: a user or password has no place in it, see HF_TOKEN"));
+    }
     if !endpoint.starts_with("https://") && !endpoint.starts_with("http://") {
         return Err(Error::argument("HF_ENDPOINT", format!("{endpoint:?} does not begin with https:// or http://")));
     }

@@ -7,12 +7,13 @@ mod report;
 use super::args::{BenchArgs, Setting};
 use super::interrupt::Watch;
 use super::loading;
+use super::open;
 use super::output::{self, Stdout};
 use crate::backend::cpu::ReadRate;
 use crate::backend::wgpu;
 use crate::checkpoint::Checkpoint;
 use crate::engine::event::Event;
-use crate::engine::plan::{machine_bytes, too_little};
+use crate::engine::plan::{MachineSizes, machine_sizes, too_little};
 use crate::engine::request::{Request, Sampling};
 use crate::engine::trio::Trio;
 use crate::engine::worker::{DEFAULT_PREFILL_ROWS, EngineOptions, Handle};
@@ -39,19 +40,25 @@ const SETTINGS: [Setting; 7] = [
 ];
 
 pub(super) fn run(args: &BenchArgs) -> Result<()> {
-    let (checkpoints, member_of_role) = args.models.checkpoints()?;
+    // Once: a hub's branch may move between two looks.
+    let sources = args.models.sources()?;
+    let (checkpoints, member_of_role) = open::checkpoints(&sources)?;
     if checkpoints.len() < 3 {
         return Err(Error::argument("expert", "a bench needs three different models: equal ones are computed once"));
     }
     let checkpoints: Vec<&Checkpoint> = checkpoints.iter().collect();
     let settings = settings_that_fit(args, &checkpoints)?;
     let options = options(args, &settings);
-    refuse_what_does_not_fit(&checkpoints, member_of_role, &options)?;
-    let trio = args.models.open_trio()?;
+    refuse_what_does_not_fit(&checkpoints, member_of_role, &settings, &options)?;
+    let trio = args.models.open_trio(&sources)?;
+    let engine = loading::start(&trio, options.clone())?;
+    if !engine.is_whole() {
+        return Err(Error::device("bench", "the device has no memory for all texts of the largest setting at a time"));
+    }
     let bench = Bench {
         n_runs: args.runs.map_or(if args.quick { QUICK_RUNS } else { RUNS }, usize::from),
         floor: Floor::new(&trio, options.kv_cache_dtype),
-        engine: loading::start(&trio, options)?,
+        engine,
         read_rate: ReadRate::new(args.device.threads.map(usize::from)),
         trio,
     };
@@ -70,14 +77,20 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
     if args.json { out.json(&report) } else { out.line(&report.ending()) }
 }
 
-/// Here nothing may wait for memory: a batch that ran in parts would be a false figure.
+/// Here nothing may wait for memory or for the next step: a batch that ran in parts would be a false figure.
 fn refuse_what_does_not_fit(
     checkpoints: &[&Checkpoint],
     member_of_role: [usize; 3],
+    settings: &[Setting],
     options: &EngineOptions,
 ) -> Result<()> {
     let room = options.room()?;
-    let mut bytes = machine_bytes(checkpoints, member_of_role, options, &room)?;
+    let MachineSizes { mut bytes, prefill_rows } = machine_sizes(checkpoints, member_of_role, options, &room)?;
+    let in_parts = |s: &&Setting| s.batch > 1 && s.batch * s.prompt > prefill_rows;
+    if let Some(Setting { prompt, batch, .. }) = settings.iter().find(in_parts) {
+        let message = format!("{batch} prompts of {prompt} tokens are more than one step takes: {prefill_rows} tokens");
+        return Err(Error::argument("setting", message));
+    }
     bytes.workspace += ReadRate::bytes() as u64;
     match room.memory {
         Some(memory) if bytes.total() > memory => Err(too_little(bytes, "the largest setting", memory)),
@@ -160,7 +173,7 @@ impl Bench {
             trio.push(self.time(setting, 1.0)?);
             rates.push(self.read_rate.measure(3));
         }
-        let rate = self.reads_host_memory().then(|| rates.iter().copied().fold(0.0, f64::max));
+        let rate = self.reads_host_memory().then(|| report::median(rates));
         let (base_bytes, trio_bytes) = (self.floor.base(setting), self.floor.trio(setting));
         let base = Side::new(setting, &base, base_bytes, rate);
         let trio = Side::new(setting, &trio, trio_bytes, rate);

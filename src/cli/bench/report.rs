@@ -2,7 +2,7 @@
 
 use super::floor::Bytes;
 use super::{Bench, Setting, Times};
-use crate::cli::machine::mebibytes;
+use crate::cli::output::gigabytes;
 use crate::text::vocabulary::ROLES;
 use serde::Serialize;
 
@@ -35,7 +35,7 @@ pub(super) struct Row {
     /// The same ratio of the bytes that must be read.
     floor: f64,
     slow_down_over_floor: f64,
-    /// The yardstick; none where the models are not in memory that the CPU reads.
+    /// The yardstick, the median of its runs; none where the models are not in memory that the CPU reads.
     read_bytes_per_second: Option<f64>,
 }
 
@@ -74,7 +74,7 @@ impl Report {
         let models: Vec<String> = self
             .models
             .iter()
-            .map(|model| format!("{:<12} {}, {} of weights\n", model.role, model.name, mebibytes(model.weight_bytes)))
+            .map(|model| format!("{:<12} {}, {} of weights\n", model.role, model.name, gigabytes(model.weight_bytes)))
             .collect();
         let columns = ["prompt", "output", "batch", "models", "prompt ms", "ms/token", "tok/s", "of read"];
         let columns =
@@ -85,7 +85,7 @@ impl Report {
     /// What the columns mean.
     pub(super) fn ending(&self) -> String {
         format!(
-            "\nMedians of {} runs: base, trio and the rate at which all threads read memory, in turn.\n\
+            "\nMedians of {} runs: base, trio and the rate at which all threads read memory (the best of three passes), in turn.\n\
              ms/token   from one token of a text to its next; tok/s counts all texts of the batch\n\
              of read    bytes that a step must read, over what the machine reads in that time\n\
              slow-down  whole texts, prompt and output; floor: the ratio of the bytes that they must read",
@@ -148,4 +148,14 @@ fn line(cells: [String; 8], ratios: [String; 4]) -> String {
 pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_median_is_the_middle_one_and_not_the_best() {
+        for (values, expected) in [(&[3.0][..], 3.0), (&[9.0, 1.0, 2.0], 2.0), (&[4.0, 1.0, 3.0, 2.0], 3.0)] {
+            assert_eq!(super::median(values.to_vec()), expected, "{values:?}");
+        }
+    }
 }

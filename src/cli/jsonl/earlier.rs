@@ -2,7 +2,7 @@
 //! side. Results whose ids are not those of the input are refused, before anything is changed.
 
 use super::lines::{Input, Parsed, Parser};
-use crate::cli::output::to_json;
+use crate::cli::output::{to_json, warn};
 use crate::{Error, Result};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -70,22 +70,29 @@ impl<'a> Results<'a> {
     /// The results of the next line of the input; none where they are not all there, which is the end.
     fn of_line(&mut self, parsed: &Parsed) -> Result<Option<Earlier>> {
         let start = format!("{{\"id\":{},", to_json(&parsed.id));
+        let belongs_not = || format!("is not a result of the request {}", to_json(&parsed.id));
         let mut block = Earlier { n_bytes: 0, finished: true };
         for expected in 0.. {
             match self.peek()? {
-                Next::End => return Ok(None),
-                Next::Torn if self.ahead.starts_with(start.as_bytes()) => return Ok(None),
-                Next::Torn if start.as_bytes().starts_with(&self.ahead) => return Ok(None),
+                Next::Torn
+                    if !self.ahead.starts_with(start.as_bytes()) && !start.as_bytes().starts_with(&self.ahead) =>
+                {
+                    return Err(self.refused(belongs_not()));
+                }
+                Next::End | Next::Torn => {
+                    self.warn_of_missing(expected, parsed);
+                    return Ok(None);
+                }
                 Next::Line if self.ahead.starts_with(start.as_bytes()) => {}
-                _ => return Err(self.refused(&format!("is not a result of the request {}", to_json(&parsed.id)))),
+                Next::Line => return Err(self.refused(belongs_not())),
             }
-            let head: Head = serde_json::from_slice(&self.ahead).map_err(|error| self.refused(&error))?;
+            let head: Head = serde_json::from_slice(&self.ahead).map_err(|error| self.refused(error))?;
             block.finished &= head.error.is_none();
             let last = match (head.index, parsed.n()) {
                 (None, _) if expected == 0 && head.error.is_some() => true,
                 (Some(index), Some(n)) if index == expected => index + 1 == n,
                 (Some(_), None) => return Err(self.refused("is the result of a request that is wrong now")),
-                _ => return Err(self.refused(&format!("is not result {expected} of {}", to_json(&parsed.id)))),
+                _ => return Err(self.refused(format!("is not result {expected} of {}", to_json(&parsed.id)))),
             };
             block.n_bytes += self.ahead.len() as u64;
             self.number += 1;
@@ -95,6 +102,14 @@ impl<'a> Results<'a> {
             }
         }
         Ok(Some(block))
+    }
+
+    /// A crash can leave some of a line's samples, and so can an `n` that has grown since; they are not kept.
+    fn warn_of_missing(&self, n_there: u32, parsed: &Parsed) {
+        if let Some(n) = parsed.n().filter(|_| n_there > 0) {
+            let (path, id) = (self.path, to_json(&parsed.id));
+            warn(&format!("{path:?}: ends with {n_there} of the {n} results of the request {id}, which are left out"));
+        }
     }
 
     fn peek(&mut self) -> Result<Next> {

@@ -24,7 +24,7 @@ use crate::engine::worker::{EngineOptions, EventStream, Handle};
 use crate::{Error, Result};
 use earlier::Earlier;
 use lines::{Input, Line, Parser};
-use output::{Target, Writer};
+use output::{IfThere, Target, Writer};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::VecDeque;
@@ -37,7 +37,8 @@ const MAX_TOKENS: usize = 1 << 24;
 pub(super) fn run(args: &GenerateArgs) -> Result<()> {
     let path = args.input_file.as_deref().expect("a batch has an input file");
     let parser = Parser::new(args);
-    let mut target = Target::open(path, args.output_file.as_deref(), args.overwrite)?;
+    let if_there = if args.overwrite { IfThere::Overwrite } else { IfThere::Resume };
+    let mut target = Target::open(path, args.output_file.as_deref(), if_there)?;
     let mut input = Input::open(path)?;
     let earlier = target.earlier(&mut input, &parser)?;
     let trio = args.models.open_trio()?;
@@ -58,7 +59,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
     };
     let done = batch.run(&mut input, &parser, &earlier);
     let Batch { writer, failed, pending, .. } = batch;
-    // What still runs is cancelled; what is written is put in place whatever has happened.
+    // What still runs is cancelled; what is written is put in place whatever has happened, but for a failed write.
     drop(pending);
     done.and(writer.finish())?;
     match failed {

@@ -3,11 +3,13 @@
 //! all of them alike. What flags there are is read off clap's definitions: there is no second list.
 //!
 //! Typed flags win over variables, those over the file. A value also gives way where a flag that wins excludes it:
-//! `--demo` sets aside the `base` of a file.
+//! `--demo` sets aside the `base` of a file. So it does where it says nothing without a flag that is not given: the
+//! `output_file` of a file has no say in a run with `-p`.
 
 mod file;
 
 use super::args::Cli;
+use super::generate::NEEDED_BESIDE;
 use super::output;
 use crate::Error;
 use clap::builder::{BoolishValueParser, Resettable, TypedValueParser};
@@ -57,7 +59,8 @@ fn config_flag() -> Arg {
         .long_help(
             "Read flags from a TOML file: any flag by its name, as in `top_p = 0.9`, `stop = [\"a\", \"b\"]` or `json = \
              true`; [COMMAND] begins those of one command. Every flag can be given in the environment too, as in \
-             PROXYTUNE_TOP_P=0.9. What is typed wins over the environment, and that over the file",
+             PROXYTUNE_TOP_P=0.9; a repeatable flag has one value there. What is typed wins over the environment, and \
+             that over the file",
         )
 }
 
@@ -74,14 +77,16 @@ fn whole(definition: &Command, typed: Vec<OsString>) -> Result<Vec<OsString>, Re
     let seen = definition.clone().ignore_errors(true).try_get_matches_from(&typed)?;
     let mut whole = typed;
     if let Some((name, matches)) = seen.subcommand()
-        && let Some(at) = whole.iter().position(|arg| arg == name)
+        // The program itself may be called like a command.
+        && let Some(at) = (1..whole.len()).find(|&at| whole[at] == name)
         && let Some(command) = definition.find_subcommand(name)
     {
         let mut layers = Layers::new(definition, command, matches);
         if flags(command).next().is_some() {
             layers.read(matches)?;
         }
-        whole.splice(at + 1..at + 1, layers.flags);
+        layers.set_aside_lone_flags();
+        whole.splice(at + 1..at + 1, layers.given.into_iter().flat_map(|given| given.typed));
     }
     Ok(whole)
 }
@@ -91,8 +96,13 @@ fn flags(command: &Command) -> impl Iterator<Item = &Arg> {
     command.get_arguments().filter(|arg| arg.get_long().is_some_and(|long| long != CONFIG))
 }
 
-fn variable(flag: &Arg) -> String {
-    format!("{PREFIX}{}", long(flag).replace('-', "_").to_uppercase())
+fn variable(name: &str) -> String {
+    format!("{PREFIX}{}", name.replace('-', "_").to_uppercase())
+}
+
+/// The name of a flag, and the others that its help shows.
+fn names(flag: &Arg) -> impl Iterator<Item = &str> {
+    flag.get_long_and_visible_aliases().into_iter().flatten()
 }
 
 fn long(flag: &Arg) -> &str {
@@ -152,19 +162,20 @@ struct Layers<'a> {
     command: &'a Command,
     /// Flags that higher layers have spoken about, and whether they gave them.
     settled: Vec<(&'a Arg, bool)>,
-    flags: Vec<OsString>,
+    given: Vec<Given<'a>>,
 }
 
 impl<'a> Layers<'a> {
     fn new(definition: &'a Command, command: &'a Command, matches: &ArgMatches) -> Self {
         let typed = |arg: &&Arg| matches.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
         let settled = command.get_arguments().filter(typed).map(|arg| (arg, true)).collect();
-        Self { definition, command, settled, flags: Vec::new() }
+        Self { definition, command, settled, given: Vec::new() }
     }
 
     fn read(&mut self, matches: &ArgMatches) -> crate::Result<()> {
         self.warn_of_unknown_variables();
-        let given = flags(self.command).filter_map(|flag| self.from_environment(flag).transpose());
+        let named = flags(self.command).flat_map(|flag| names(flag).map(move |name| (flag, variable(name))));
+        let given = named.filter_map(|(flag, name)| self.given_by_environment(flag, name).transpose());
         self.add(given.collect::<crate::Result<_>>()?)?;
         let config = matches.get_one::<PathBuf>(CONFIG).cloned();
         if let Some(path) = config.or_else(|| std::env::var_os(format!("{PREFIX}CONFIG")).map(PathBuf::from)) {
@@ -175,16 +186,22 @@ impl<'a> Layers<'a> {
         Ok(())
     }
 
-    fn from_environment(&self, flag: &'a Arg) -> crate::Result<Option<Given<'a>>> {
-        let name = variable(flag);
+    fn given_by_environment(&self, flag: &'a Arg, name: String) -> crate::Result<Option<Given<'a>>> {
         let Some(value) = std::env::var_os(&name) else { return Ok(None) };
         let place = Place { param: name.clone(), at: String::new(), name };
-        let typed = if Takes::of(flag) == Takes::Nothing {
-            let on = BoolishValueParser::new().parse_ref(self.command, None, &value);
-            let on = on.map_err(|_| place.refuse(format!("{value:?} is neither true nor false")))?;
-            if on { vec![typed(flag, None)] } else { Vec::new() }
-        } else {
-            vec![typed(flag, Some(&value))]
+        let on = match Takes::of(flag) {
+            Takes::Nothing => {
+                let on = BoolishValueParser::new().parse_ref(self.command, None, &value);
+                Some(on.map_err(|_| place.refuse(format!("{value:?} is neither true nor false")))?)
+            }
+            // The two words that a file has for it.
+            Takes::ValueOrNothing => value.to_str().and_then(|value| value.parse().ok()),
+            Takes::Value | Takes::Values => None,
+        };
+        let typed = match on {
+            Some(true) => vec![typed(flag, None)],
+            Some(false) => Vec::new(),
+            None => vec![typed(flag, Some(&value))],
         };
         Ok(Some(Given { flag, place, typed }))
     }
@@ -206,9 +223,24 @@ impl<'a> Layers<'a> {
         }
         for given in layer {
             self.settled.push((given.flag, !given.typed.is_empty()));
-            self.flags.extend(given.typed);
+            self.given.push(given);
         }
         Ok(())
+    }
+
+    /// Drops what says nothing without a flag that no layer gives.
+    fn set_aside_lone_flags(&mut self) {
+        while let Some(at) = self.given.iter().position(|given| self.is_lone(given.flag)) {
+            let lone = self.given.remove(at).flag.get_id();
+            self.settled.retain(|(flag, _)| flag.get_id() != lone);
+        }
+    }
+
+    fn is_lone(&self, flag: &Arg) -> bool {
+        let is_given = |id: &str| self.settled.iter().any(|(flag, on)| *on && flag.get_id() == id);
+        let needed = NEEDED_BESIDE.iter().find(|(id, _)| flag.get_id() == *id);
+        let lacks = |beside: &[&str]| !beside.iter().any(|id| is_given(id));
+        self.command.get_name() == "generate" && needed.is_some_and(|(_, beside)| lacks(beside))
     }
 
     fn exclude(&self, a: &Arg, b: &Arg) -> bool {
@@ -251,7 +283,7 @@ impl<'a> Layers<'a> {
         }
         let commands = std::iter::once(self.command).chain(self.definition.get_subcommands());
         let suggestion = |command: &'a Command| {
-            let layers = Layers { command, definition: self.definition, settled: Vec::new(), flags: Vec::new() };
+            let layers = Layers { command, definition: self.definition, settled: Vec::new(), given: Vec::new() };
             let error = layers.parse_alone([OsString::from(format!("--{}", name.replace('_', "-")))]).err()?;
             match error.get(ContextKind::SuggestedArg) {
                 Some(ContextValue::String(flag)) => Some(flag.trim_start_matches('-').replace('-', "_")),
@@ -277,7 +309,7 @@ impl<'a> Layers<'a> {
 /// The flag of this name, in kebab or snake case.
 fn flag_named<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
     let name = name.replace('_', "-");
-    flags(command).find(|flag| long(flag) == name)
+    flags(command).find(|flag| names(flag).any(|known| known == name))
 }
 
 fn did_you_mean(nearest: Option<String>) -> String {
@@ -324,11 +356,13 @@ mod tests {
         for command in definition.get_subcommands() {
             for flag in flags(command) {
                 let (value, expected) = example(flag);
+                let needed = NEEDED_BESIDE.iter().find(|(id, _)| flag.get_id() == *id);
+                let beside = needed.map(|(_, beside)| format!("--{}=1", beside[0].replace('_', "-")).into());
                 for table in ["".to_string(), format!("[{}]\n", command.get_name())] {
-                    for name in [long(flag).to_string(), long(flag).replace('-', "_")] {
+                    for name in names(flag).flat_map(|name| [name.to_string(), name.replace('-', "_")]) {
                         std::fs::write(file.path(), format!("{table}{name} = {value}\n")).expect("written");
                         let start = ["proxytune", command.get_name(), "--config"].map(OsString::from);
-                        match whole(&definition, [&start[..], &[file.path().into()]].concat()) {
+                        match whole(&definition, [&start[..], &[file.path().into()], beside.as_slice()].concat()) {
                             Ok(whole) => assert_eq!(whole[2], expected, "{name} of {}", command.get_name()),
                             // It was read, and clap has found that it is no value of this flag.
                             Err(Refusal::Layer(error)) => {

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 const INDEX: &str = "model.safetensors.index.json";
 
-/// The tiny Llama in two shards, without their index. The second shard has a short name as well.
+/// The tiny Llama in two shards, without their index.
 static SHARDS: LazyLock<Vec<(&str, &[u8])>> = LazyLock::new(|| {
     let model = model::ModelDir::llama();
     model.shard(&model::tensors(false));
@@ -14,11 +14,21 @@ static SHARDS: LazyLock<Vec<(&str, &[u8])>> = LazyLock::new(|| {
     names.into_iter().map(|name| (name, &*model.read(name).leak())).collect()
 });
 
-/// `data` is the index.
+/// The tensors, as they were before they were split.
+static TENSORS: LazyLock<Vec<model::Tensor>> = LazyLock::new(|| model::tensors(false));
+
+/// `data` is the index. What it opens is the whole model.
 pub fn run(data: &[u8]) {
     let shards = SHARDS.iter().map(|&(name, bytes)| (name, FileBytes::Borrowed(bytes)));
     let source = Source::memory("model", shards.chain([(INDEX, data.to_vec().into())]));
-    if let Err(error) = Checkpoint::open(source) {
-        assert_eq!(error.exit_code(), 3, "{error:?}");
+    match Checkpoint::open(source) {
+        Err(error) => assert_eq!(error.exit_code(), 3, "{error:?}"),
+        Ok(checkpoint) => {
+            assert_eq!(checkpoint.tensors().count(), TENSORS.len());
+            for tensor in TENSORS.iter() {
+                let bytes = checkpoint.read(&tensor.name).expect("an open model's tensors can be read");
+                assert_eq!(bytes, tensor.bytes, "{}", tensor.name);
+            }
+        }
     }
 }

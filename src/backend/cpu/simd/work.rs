@@ -29,6 +29,25 @@ pub(in super::super) struct Work {
 // by who has taken an index, before counting it as done.
 unsafe impl Sync for Work {}
 
+/// Until dropped, a list is under way: whoever leaves [`Work::run`], unwinding or not, first runs what is left of it and
+/// waits for the others, so that nobody can reach a task that is gone.
+struct Through<'a> {
+    work: &'a Work,
+    n_tasks: usize,
+}
+
+impl Drop for Through<'_> {
+    fn drop(&mut self) {
+        self.work.help(0);
+        let mut rounds = 0;
+        while self.work.n_done.load(Ordering::Acquire) < self.n_tasks {
+            rounds += 1;
+            if rounds < ROUNDS_TO_YIELD { std::hint::spin_loop() } else { std::thread::yield_now() }
+        }
+        self.work.is_running.store(false, Ordering::Release);
+    }
+}
+
 /// Indices not yet taken, `next << 32 | end`, on cache lines of their own.
 #[repr(align(128))]
 struct Span(AtomicU64);
@@ -68,8 +87,8 @@ impl Work {
     /// to [`Self::help`]. Panics if a task did, when all are through.
     pub(in super::super) fn run(&self, n_tasks: usize, task: &Task<'_>, call: impl FnOnce()) {
         assert!(u32::try_from(n_tasks).is_ok() && !self.is_running.swap(true, Ordering::Acquire));
-        // SAFETY: nobody reads it, for all indices of the last list were counted as done before its `run` returned. The
-        // lifetime is only said to be longer: who reads it has taken an index, and this function waits for all.
+        // SAFETY: nobody reads it, for all indices of the last list were counted as done before its `run` was left. The
+        // lifetime is only said to be longer: who reads it has taken an index, and `through` waits for all of them.
         unsafe { *self.task.get() = Some(std::mem::transmute::<&Task<'_>, &'static Task<'static>>(task)) };
         self.n_done.store(0, Ordering::Relaxed);
         let n_threads = self.n_threads();
@@ -77,16 +96,10 @@ impl Work {
             let [next, end] = [thread, thread + 1].map(|t| (n_tasks * t / n_threads) as u64);
             span.0.store(next << 32 | end, Ordering::Release);
         }
+        let through = Through { work: self, n_tasks };
         call();
-        self.help(0);
-        let mut rounds = 0;
-        while self.n_done.load(Ordering::Acquire) < n_tasks {
-            rounds += 1;
-            if rounds < ROUNDS_TO_YIELD { std::hint::spin_loop() } else { std::thread::yield_now() }
-        }
-        let has_panicked = self.has_panicked.swap(false, Ordering::Relaxed);
-        self.is_running.store(false, Ordering::Release);
-        assert!(!has_panicked, "a task panicked");
+        drop(through);
+        assert!(!self.has_panicked.swap(false, Ordering::Relaxed), "a task panicked");
     }
 
     /// Runs tasks as thread `thread` until all are taken.
@@ -96,7 +109,9 @@ impl Work {
             while let Some(index) = self.spans[owner].take() {
                 // SAFETY: the index is of the list under way, whose `run` waits until it is counted below.
                 let task = unsafe { *self.task.get() }.expect("a list with indices has a task");
-                if catch_unwind(AssertUnwindSafe(|| task(index))).is_err() {
+                if let Err(payload) = catch_unwind(AssertUnwindSafe(|| task(index))) {
+                    // Its drop might panic too, before the task is counted; the panic's message is already printed.
+                    std::mem::forget(payload);
                     self.has_panicked.store(true, Ordering::Relaxed);
                 }
                 n_done += 1;
@@ -204,5 +219,23 @@ impl<T> Values<T> {
     /// A method, so that closures borrow the whole.
     fn get(&self) -> *mut T {
         self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_run_whole_where_its_caller_unwinds() {
+        let (work, n_run) = (Work::new(2), AtomicUsize::new(0));
+        let task = |_| {
+            n_run.fetch_add(1, Ordering::Relaxed);
+        };
+        let run = || work.run(10, &task, || panic!("fails on purpose"));
+        assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
+        assert_eq!(n_run.load(Ordering::Relaxed), 10);
+        work.run(5, &task, || ());
+        assert_eq!(n_run.load(Ordering::Relaxed), 15);
     }
 }

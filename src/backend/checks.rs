@@ -1,0 +1,77 @@
+//! What every backend asserts of an op before it records it: a shader would read and write past its rows, and the CPU
+//! would take other rows than are meant. All are a programmer's errors.
+
+use super::*;
+
+/// A matrix's outputs and inputs.
+type Shape = [usize; 2];
+
+/// Of the bytes that a matrix is made of.
+pub(super) fn check_members(spec: MatrixSpec, members: &[&dyn MatrixBytes]) {
+    assert!((1..=MAX_MEMBERS).contains(&members.len()), "a matrix of {} members", members.len());
+    assert!(members.iter().all(|bytes| bytes.is_matrix_of(spec.bytes())), "each member has {} bytes", spec.bytes());
+}
+
+fn check_rows(n_rows: u32, cap: u32) {
+    assert!(n_rows <= cap, "{n_rows} rows where {cap} fit");
+}
+
+fn check_shape(shape: Shape, params: [u32; 2]) {
+    assert_eq!(shape, params.map(|n| n as usize), "outputs and inputs of a matrix");
+}
+
+fn check_heads(n_heads: u32, n_kv_heads: u32, head_dim: u32) {
+    assert!(n_heads.is_multiple_of(n_kv_heads), "{n_heads} heads share {n_kv_heads} key heads");
+    assert!(head_dim.is_multiple_of(2) && head_dim as usize <= MAX_HEAD_DIM, "a head of {head_dim}");
+}
+
+impl<B: Backend> Embed<'_, B> {
+    pub(super) fn check(&self, [n_vocab, n_cols]: Shape) {
+        check_rows(self.n_rows, self.params.cap);
+        check_shape([n_vocab, n_cols], [n_vocab as u32, self.params.d_model]);
+    }
+}
+
+impl<B: Backend> NormMatmul<'_, B> {
+    pub(super) fn check(&self, w: Shape) {
+        check_rows(self.n_rows, self.params.cap_out);
+        check_shape(w, [self.params.n_out, self.params.n_in]);
+    }
+}
+
+impl<B: Backend> RopeAppend<'_, B> {
+    pub(super) fn check(&self) {
+        let RopeAppendParams { cap, n_heads, n_kv_heads, head_dim, .. } = self.params;
+        check_rows(self.n_rows, cap);
+        check_heads(n_heads, n_kv_heads, head_dim);
+    }
+}
+
+impl<B: Backend> Attention<'_, B> {
+    pub(super) fn check(&self) {
+        let AttentionParams { cap, n_heads, n_kv_heads, head_dim, .. } = self.params;
+        check_rows(self.n_rows, cap);
+        check_heads(n_heads, n_kv_heads, head_dim);
+    }
+}
+
+impl<B: Backend> MatmulAdd<'_, B> {
+    pub(super) fn check(&self, w: Shape) {
+        check_rows(self.n_rows, self.params.cap);
+        check_shape(w, [self.params.n_out, self.params.n_in]);
+    }
+}
+
+impl<B: Backend> NormAdd<'_, B> {
+    pub(super) fn check(&self) {
+        check_rows(self.n_rows, self.params.cap);
+    }
+}
+
+impl<B: Backend> NormGateUp<'_, B> {
+    pub(super) fn check(&self, w_gate: Shape, w_up: Shape) {
+        check_rows(self.n_rows, self.params.cap);
+        check_shape(w_gate, [self.params.n_out, self.params.n_in]);
+        check_shape(w_up, [self.params.n_out, self.params.n_in]);
+    }
+}
