@@ -39,6 +39,7 @@ impl Job {
     pub(crate) fn refuse(self, error: Error) {
         let completion = Box::new(Completion::failed(&self.request, self.seed, error));
         self.channel.send(Event::Done { request: self.index, completion });
+        self.channel.flush();
     }
 }
 
@@ -248,6 +249,7 @@ impl<B: Backend> Engine<B> {
                 None => self.ban_now(slot)?,
             }
         }
+        self.running.iter().flatten().for_each(|running| running.channel.flush());
         Ok(())
     }
 
@@ -276,6 +278,7 @@ fn finish(running: Running, reason: Result<event::FinishReason>) {
     let Running { sequence, index, channel, .. } = running;
     let completion = Box::new(sequence.complete(reason));
     channel.send(Event::Done { request: index, completion });
+    channel.flush();
 }
 
 fn clear(mask: &mut [u32], id: u32) {

@@ -11,9 +11,9 @@ use crate::backend::params::{MAX_RECORD_TOP, MAX_SLOTS};
 use crate::backend::wgpu::{self, Wgpu};
 use crate::backend::{Backend, Dtype};
 use crate::{Error, Result};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 /// Prompt tokens per model and step, unless asked otherwise: enough to reuse every weight well.
@@ -180,14 +180,32 @@ impl EngineOptions {
 
 /// Where a submission's events go, and whether its receiver is gone.
 pub(crate) struct Channel {
-    events: Sender<Event>,
+    events: Sender<Vec<Event>>,
+    /// Events of the step under way: a message for each would wake the receiver for each.
+    held: Mutex<Vec<Event>>,
     cancelled: Arc<AtomicBool>,
 }
 
 impl Channel {
-    /// A receiver that is gone has set the flag, or will; there is nobody to tell.
+    fn new(events: Sender<Vec<Event>>, cancelled: Arc<AtomicBool>) -> Self {
+        Self { events, held: Mutex::default(), cancelled }
+    }
+
+    /// Keeps an event until [`Self::flush`], or until nobody has the channel any more.
     pub(crate) fn send(&self, event: Event) {
-        let _ = self.events.send(event);
+        self.held().push(event);
+    }
+
+    /// Sends what is held. A receiver that is gone has set the flag, or will; there is nobody to tell.
+    pub(crate) fn flush(&self) {
+        let events = std::mem::take(&mut *self.held());
+        if !events.is_empty() {
+            let _ = self.events.send(events);
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Vec<Event>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {
@@ -195,9 +213,17 @@ impl Channel {
     }
 }
 
+impl Drop for Channel {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
 /// The events of one submission, until every request in it is done. Dropping it cancels what still runs.
 pub struct EventStream {
-    events: Receiver<Event>,
+    events: Receiver<Vec<Event>>,
+    /// What has come and was not taken yet.
+    ready: std::vec::IntoIter<Event>,
     cancelled: Arc<AtomicBool>,
 }
 
@@ -205,14 +231,24 @@ impl Iterator for EventStream {
     type Item = Event;
 
     fn next(&mut self) -> Option<Event> {
-        self.events.recv().ok()
+        loop {
+            if let Some(event) = self.ready.next() {
+                return Some(event);
+            }
+            self.ready = self.events.recv().ok()?.into_iter();
+        }
     }
 }
 
 impl EventStream {
     /// The next event within `timeout`; `Disconnected` when all requests are done.
     pub fn next_timeout(&mut self, timeout: std::time::Duration) -> std::result::Result<Event, RecvTimeoutError> {
-        self.events.recv_timeout(timeout)
+        loop {
+            if let Some(event) = self.ready.next() {
+                return Ok(event);
+            }
+            self.ready = self.events.recv_timeout(timeout)?.into_iter();
+        }
     }
 }
 
@@ -283,13 +319,13 @@ impl Handle {
         }
         let (events, receiver) = mpsc::channel();
         let cancelled = Arc::new(AtomicBool::new(false));
-        let channel = Arc::new(Channel { events, cancelled: cancelled.clone() });
+        let channel = Arc::new(Channel::new(events, cancelled.clone()));
         let jobs = self.jobs.as_ref().expect("the inbox is open while the handle lives");
         for (index, request) in requests.into_iter().enumerate() {
             let seed = request.sampling.seed.unwrap_or_else(random_seed);
             jobs.send(Job { request, index, seed, channel: channel.clone() }).map_err(|_| lost())?;
         }
-        Ok(EventStream { events: receiver, cancelled })
+        Ok(EventStream { events: receiver, ready: Vec::new().into_iter(), cancelled })
     }
 }
 
@@ -415,7 +451,7 @@ mod tests {
 
         let (events, _receiver) = mpsc::channel();
         let cancelled = Arc::new(AtomicBool::new(false));
-        let channel = Arc::new(Channel { events, cancelled: cancelled.clone() });
+        let channel = Arc::new(Channel::new(events, cancelled.clone()));
         engine.enqueue(Job { request, index: 0, seed: 0, channel });
         (0..3).for_each(|_| engine.step().expect("a step"));
         assert!(!engine.is_idle() && engine.pool.n_free() < engine.pool.n_pages());
