@@ -4,9 +4,11 @@
 //! it runs, lanes are independent, and the compiler does not reorder floating-point sums, so the bits are the same.
 //! All unsafe code of the backend is here and below: vectors (`tile`, and of attention's keys `keys`), and tasks and
 //! buffers that threads share (`work`).
-// SIMD intrinsics, and calls of functions compiled for an instruction set; in `work` the lifetime of a task that threads
-// help with, and blocks of one buffer handed to several threads.
-#![allow(unsafe_code)]
+#![allow(
+    unsafe_code,
+    reason = "SIMD intrinsics and calls of functions compiled for an instruction set; in `work` the lifetime of a task \
+              that threads help with, and blocks of one buffer handed to several threads"
+)]
 
 mod keys;
 mod tile;
