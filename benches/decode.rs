@@ -1,48 +1,46 @@
 //! The trio against its base: milliseconds per step of plain and proxy-tuned decoding at several batches, and the rate of
 //! a prompt, side by side in one run.
 //!
-//! `cargo bench --bench decode` runs the demo's models on every backend; `-- cpu` one backend; `-- BASE EXPERT
-//! ANTI-EXPERT` directories. Medians over interleaved runs, because machines are noisy. The floor is the ratio of bytes:
+//! `cargo bench --bench decode` runs the demo's models on every backend; `-- cpu` one backend; `-- 8 32` these batches;
+//! `-- BASE EXPERT ANTI-EXPERT` directories. Medians over interleaved runs, because machines are noisy. The floor is the ratio of bytes:
 //! the three models' weights over the base's.
 
 mod common;
 
 use proxytune::backend::cpu::ReadRate;
 use proxytune::engine::event::Event;
-use proxytune::engine::request::{Request, Sampling};
+use proxytune::engine::request::{Draft, Request, Sampling};
 use proxytune::engine::trio::Trio;
 use proxytune::engine::worker::{BackendChoice, EngineOptions, Handle};
 use std::sync::Arc;
 
 const RUNS: usize = 5;
 const TOKENS: u32 = 32;
-const BATCHES: [usize; 5] = [1, 2, 4, 8, 16];
+const BATCHES: [usize; 6] = [1, 2, 4, 8, 16, 32];
 const PROMPT: usize = 512;
 
 fn main() {
-    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
-    let (names, dirs): (Vec<_>, Vec<_>) = args.into_iter().partition(|arg| ["cpu", "wgpu"].contains(&arg.as_str()));
-    let sources = common::sources(&dirs);
-    let trio = Arc::new(Trio::open(&sources, &[]).expect("the models open"));
+    let args = common::Args::parse(&BATCHES);
+    let trio = Arc::new(Trio::open(&args.sources(), &[]).expect("the models open"));
     let bytes = |member: usize| -> usize { trio.checkpoints()[member].tensors().map(|(_, t)| t.n_bytes).sum() };
     let total: usize = (0..trio.checkpoints().len()).map(bytes).sum();
     println!("floor (bytes of the three over the base's): {:.2}", total as f64 / bytes(0) as f64);
-    let read_rate = ReadRate::new(None).measure(8);
+    let read_rate = ReadRate::new(None).expect("memory").measure(8);
     let ms = 1e3 * bytes(0) as f64 / read_rate;
     println!("memory read by all threads: {:.1} GB/s, the base's weights in {ms:.3} ms", read_rate / 1e9);
     for (name, backend) in [("cpu", BackendChoice::Cpu), ("wgpu", BackendChoice::Wgpu)] {
-        if names.is_empty() || names.iter().any(|wanted| wanted == name) {
-            decode(&trio, backend);
+        if args.wants(name) {
+            decode(&trio, backend, &args.batches);
             prompt(&trio, backend);
         }
     }
 }
 
-fn decode(trio: &Arc<Trio>, backend: BackendChoice) {
-    println!("\n| backend | batch | base ms/step | over batch 1 | trio ms/step | over batch 1 | ratio | trio tok/s |");
+fn decode(trio: &Arc<Trio>, backend: BackendChoice, batches: &[usize]) {
+    println!("\n| backend | batch | base ms/step | over first | trio ms/step | over first | ratio | trio tok/s |");
     println!("|---|---|---|---|---|---|---|---|");
-    let mut ones = None;
-    for batch in BATCHES {
+    let mut first = None;
+    for &batch in batches {
         let requests = |alpha| requests(trio, batch, alpha, TOKENS, 2);
         let engine = start(trio, backend, &requests(1.0));
         // alpha 0 computes the base alone.
@@ -52,12 +50,12 @@ fn decode(trio: &Arc<Trio>, backend: BackendChoice) {
             tuned.push(ms_per_step(&engine, requests(1.0)));
         }
         let (base, tuned) = (median(base), median(tuned));
-        let (one_base, one_tuned) = *ones.get_or_insert((base, tuned));
+        let (first_base, first_tuned) = *first.get_or_insert((base, tuned));
         println!(
             "| {} | {batch} | {base:.3} | {:.2} | {tuned:.3} | {:.2} | {:.2} | {:.0} |",
             engine.device(),
-            base / one_base,
-            tuned / one_tuned,
+            base / first_base,
+            tuned / first_tuned,
             tuned / base,
             1e3 * batch as f64 / tuned
         );
@@ -89,7 +87,8 @@ fn requests(trio: &Trio, batch: usize, alpha: f32, max_tokens: u32, n_prompt: us
     let mut prompt = trio.tokenizers()[0].encode_raw(&text).expect("a prompt encodes");
     prompt.truncate(n_prompt);
     let sampling = Sampling { alpha, max_tokens, ignore_eos: true, ..Sampling::default() };
-    vec![Request { prompts: [prompt.clone(), prompt.clone(), prompt], sampling, ..Request::default() }; batch]
+    let draft = Draft { prompts: [prompt.clone(), prompt.clone(), prompt], sampling, ..Draft::default() };
+    vec![Request::new(draft, &trio.limits()).expect("within the limits"); batch]
 }
 
 /// Milliseconds of each completion's prompt and prediction.

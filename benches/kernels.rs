@@ -55,7 +55,7 @@ fn main() -> Result<()> {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     let (backends, ops): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|arg| arg == "cpu" || arg == "wgpu");
     let runs = |name: &str| backends.is_empty() || backends.iter().any(|arg| arg == name);
-    let read_rate = ReadRate::new(None).measure(8);
+    let read_rate = ReadRate::new(None)?.measure(8);
     println!("memory read by all threads: {:.1} GB/s", read_rate / 1e9);
     if runs("cpu") {
         let cpu = Cpu::new(None)?;
@@ -113,6 +113,7 @@ fn bench<B: Backend>(backend: &B, rates: Rates, ops: &[String], rows_of_weights:
             };
             bench(n_rows).cache("attention (1024 keys)", last, CONTEXT, n_rows)?;
             bench(n_rows).small()?;
+            bench(n_rows).copies()?;
             bench(n_rows).sampling()?;
         }
         let place = |row: usize| Place { table: 0, position: row as u32, live: 1, token: 0 };
@@ -301,6 +302,21 @@ impl<B: Backend> Bench<'_, B> {
             let (plane, rotary, q_gain, k_gain) = (&planes[index % planes.len()], Some(&rotary), None, None);
             let op = RopeAppend { qkv, plane, places, page_table, rotary, q_gain, k_gain, extents, n_rows, params };
             self.backend.rope_append(pass, op);
+        })
+    }
+
+    /// As many pages as there are rows, each to a page of its own.
+    fn copies(&self) -> Result<()> {
+        let (rows, page_bytes) =
+            (self.n_rows, PAGE_TOKENS * 2 * self.model.n_kv_heads * HEAD_DIM * Dtype::Bf16.bytes());
+        let pairs = (0..rows as u32).map(|row| PageCopy { from: 2 * row, to: 2 * row + 1 });
+        let (copies, bytes) = (&self.filled(&pairs.collect::<Vec<_>>())?, 2 * rows * page_bytes);
+        let planes = WORKING_SET.div_ceil(bytes).min(MAX_LAUNCHES);
+        let planes = (0..planes).map(|_| self.filled(&vec![0u32; bytes / 4])).collect::<Result<Vec<_>>>()?;
+        let params = CopyPagesParams { page_words: page_bytes as u32 / 4, reserved: [0; 3] };
+        self.line("copy_pages", Least::bytes(bytes), |pass, index| {
+            let (plane, n_copies) = (&planes[index % planes.len()], rows as u32);
+            self.backend.copy_pages(pass, CopyPages { plane, copies, n_copies, params });
         })
     }
 

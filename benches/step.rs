@@ -1,7 +1,7 @@
 //! Where the time of a decode step goes, on models so small that weights are free: microseconds by part on each backend.
 //!
-//! `cargo bench --bench step` runs the demo's trio; `cargo bench --bench step -- BASE EXPERT ANTI-EXPERT` runs
-//! directories. The engine runs on a backend that forwards every call and notes its time, so the library holds no clock.
+//! `cargo bench --bench step` runs the demo's trio; `-- cpu 8 32` one backend and these batches; `-- BASE EXPERT
+//! ANTI-EXPERT` directories. The engine runs on a backend that forwards every call and notes its time, so the library holds no clock.
 //! On the CPU ops run when they are recorded; elsewhere an op's time is that of recording it, and the device's is in
 //! `collect`, the wait. What no call of the backend took is the host's: building batches, text, events.
 
@@ -11,14 +11,15 @@ use proxytune::Result;
 use proxytune::backend::cpu::Cpu;
 use proxytune::backend::wgpu::{Options, Wgpu};
 use proxytune::backend::*;
-use proxytune::engine::request::{Request, Sampling};
+use proxytune::engine::request::{Draft, Request, Sampling};
 use proxytune::engine::trio::Trio;
 use proxytune::engine::worker::{EngineOptions, Handle};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-const TOKENS: u32 = 200;
+/// Tokens of a text, of which the first steps are not looked at.
+const TOKENS: u32 = 100;
 
 /// What a step is made of, in its order.
 #[derive(Clone, Copy)]
@@ -122,6 +123,12 @@ impl<B: Backend> Backend for Timed<B> {
         self.time(Part::Collect, |inner| inner.collect(receipt))
     }
 
+    /// Steps of one request copy no page.
+    fn copy_pages(&self, pass: &mut B::Pass, op: CopyPages<'_, Self>) {
+        let CopyPages { plane, copies, n_copies, params } = op;
+        self.inner.copy_pages(pass, CopyPages { plane, copies, n_copies, params });
+    }
+
     fn embed(&self, pass: &mut B::Pass, op: Embed<'_, Self>) {
         let Embed { x, places, table, rows, slots, extents, n_rows, params } = op;
         let op = Embed { x, places, table, rows, slots, extents, n_rows, params };
@@ -178,18 +185,21 @@ impl<B: Backend> Backend for Timed<B> {
 }
 
 fn main() -> Result<()> {
-    let dirs: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
-    let sources = common::sources(&dirs);
-    let trio = Arc::new(Trio::open(&sources, &[])?);
+    let args = common::Args::parse(&[1, 16]);
+    let trio = Arc::new(Trio::open(&args.sources(), &[])?);
     println!("| backend | batch | step us | host | share | {} |", PARTS.join(" | "));
     println!("|---|{}", "---:|".repeat(4 + PARTS.len()));
-    for batch in [1, 16] {
+    for &batch in &args.batches {
         for temperature in [0.0, 0.8] {
-            table(&trio, batch, temperature, || Cpu::new(None))?;
+            if args.wants("cpu") {
+                table(&trio, batch, temperature, || Cpu::new(None))?;
+            }
         }
     }
-    for batch in [1, 16] {
-        table(&trio, batch, 0.0, || Wgpu::open(&Options { software: true, ..Options::default() }))?;
+    for &batch in &args.batches {
+        if args.wants("wgpu") {
+            table(&trio, batch, 0.0, || Wgpu::open(&Options { software: true, ..Options::default() }))?;
+        }
     }
     Ok(())
 }
@@ -205,7 +215,8 @@ fn table<B: Backend>(
     let top_p = if temperature > 0.0 { 0.95 } else { 1.0 };
     let sampling =
         Sampling { temperature, top_p, seed: Some(1), max_tokens: TOKENS, ignore_eos: true, ..Sampling::default() };
-    let request = Request { prompts: std::array::from_fn(|_| prompt.clone()), sampling, ..Request::default() };
+    let draft = Draft { prompts: std::array::from_fn(|_| prompt.clone()), sampling, ..Draft::default() };
+    let request = Request::new(draft, &trio.limits())?;
     let requests = vec![request; batch];
     let steps = Steps::default();
     let noted = steps.clone();

@@ -52,6 +52,8 @@ var<workgroup> findings: atomic<u32>;
 var<workgroup> verdict: u32;
 
 var<private> sample: Sample;
+// The expert's row is read in place of the base's.
+var<private> is_expert_only: bool;
 // First word of the slot's constraints, and first four of its scores after step 3.
 var<private> own: u32;
 var<private> combined: u32;
@@ -85,11 +87,19 @@ fn best_of_four(best_yet: vec2<u32>, ordered: vec4<u32>, four: u32) -> vec2<u32>
     return better(best_yet, better(first, second));
 }
 
+// What stands for the base.
+fn steered_four(four: u32) -> vec4<u32> {
+    if is_expert_only {
+        return expert_four(sample.row_expert * params.stride_expert + 4u * four);
+    }
+    return base_four(sample.row_base * params.stride_base + 4u * four);
+}
+
 // Step 2: leaves -inf in the processed scores where the base's own filters drop an id.
 fn mask_base(top_p: u32, min_p: f32) {
     var highest = vec2(0u, 0u);
     for (var four = thread; 4u * four < params.n_ids; four += N_THREADS) {
-        let z = base_four(sample.row_base * params.stride_base + 4u * four);
+        let z = steered_four(four);
         // What is bad ends the sequence in step 3.
         let bits = select(vec4(NEG_INF), z, live(four) & !is_bad(z));
         scores[processed + four] = bits;
@@ -134,7 +144,7 @@ fn combine(has_base_mask: bool) -> bool {
     let none = vec4(NEG_INF);
     var found = 0u;
     for (var four = thread; four < 8u * params.mask_words; four += N_THREADS) {
-        let z = base_four(sample.row_base * params.stride_base + 4u * four);
+        let z = steered_four(four);
         var e = z;
         var a = z;
         if alpha != 0.0 {
@@ -294,6 +304,7 @@ fn main(@builtin(workgroup_id) tile: vec3<u32>, @builtin(local_invocation_index)
         settings = Settings((*slot).finish, (*slot).penalised, (*slot).inverse_temperature, (*slot).top_k, (*slot).top_p, (*slot).min_p,
             (*slot).base_top_p, (*slot).base_min_p);
     }
+    is_expert_only = slots[sample.slot].expert_only == 1u;
     let chosen = workgroupUniformLoad(&settings);
     if chosen.finish != RUNNING {
         return;

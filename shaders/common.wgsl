@@ -52,7 +52,8 @@ struct Slot {
     seed: array<u32, 2>,
     sample_index: u32,
     drew: u32,
-    reserved: array<u32, 3>,
+    expert_only: u32,
+    reserved: array<u32, 2>,
     stop_ids: array<u32, MAX_STOP_IDS>,
     ring: array<u32, RING>,
 }

@@ -73,14 +73,15 @@ var<workgroup> tallied: u32;
 var<workgroup> drew: u32;
 
 var<private> sample: Sample;
-// 1: the pair's rows are read; else the base stands for them.
+// The pair's rows are read; else the base stands for them, or the expert for all.
 var<private> has_pair: bool;
+var<private> is_expert_only: bool;
 
 fn column(row: u32, id: u32) -> u32 {
     if row == COMBINED {
         return scores[2u * sample.slot * 32u * params.mask_words + id];
     }
-    if row == EXPERT && has_pair {
+    if is_expert_only || (row == EXPERT && has_pair) {
         return expert[sample.row_expert * params.stride_expert + id];
     }
     if row == ANTI && has_pair {
@@ -234,6 +235,7 @@ fn main(@builtin(workgroup_id) tile: vec3<u32>, @builtin(local_invocation_index)
     sample = samples[tile.x];
     let slot = sample.slot;
     has_pair = slots[slot].alpha != 0.0;
+    is_expert_only = slots[slot].expert_only == 1u;
     if thread == 0u {
         drew = slots[slot].drew;
     }

@@ -86,6 +86,28 @@ pub enum Error {
         /// Bytes there are.
         limit: u64,
     },
+    /// A text that is too long for the engine's KV cache, even alone.
+    #[error("the text may need {needed} pages of the KV cache, which has {limit}")]
+    NeverFits {
+        /// Pages it may need.
+        needed: usize,
+        /// Pages there are.
+        limit: usize,
+    },
+    /// As many texts wait as may; try again later.
+    #[error("the engine is overloaded: {limit} texts may wait")]
+    Overloaded {
+        /// Texts that may wait.
+        limit: usize,
+    },
+    /// A request that was out of time.
+    #[error("{param}: out of time after {limit:?}")]
+    Timeout {
+        /// `queue_timeout` (it never ran) or `timeout`.
+        param: &'static str,
+        /// The time it had.
+        limit: std::time::Duration,
+    },
     /// A sequence whose logits cannot be combined (NaN, +inf, nothing allowed): ends alone, the others go on.
     #[error("{message}")]
     Numeric {
@@ -121,7 +143,8 @@ impl Error {
             Error::Argument { .. } => 2,
             Error::File { .. } | Error::Hub { .. } | Error::Config { .. } | Error::Tensor { .. } => 3,
             Error::Vocabulary { .. } => 4,
-            Error::Device { .. } | Error::Memory { .. } => 5,
+            Error::Device { .. } | Error::Memory { .. } | Error::NeverFits { .. } => 5,
+            Error::Overloaded { .. } | Error::Timeout { .. } => 6,
             Error::Numeric { .. } | Error::Io { .. } | Error::Partial { .. } => 6,
             Error::Interrupted => 130,
             Error::ClosedPipe => 141,
@@ -131,11 +154,13 @@ impl Error {
     /// The `type` of the error in JSON results.
     pub fn kind(&self) -> &'static str {
         match self {
-            Error::Argument { .. } => "invalid_request_error",
+            Error::Argument { .. } | Error::NeverFits { .. } => "invalid_request_error",
             Error::File { .. } | Error::Hub { .. } | Error::Config { .. } | Error::Tensor { .. } => "model_error",
             Error::Vocabulary { .. } => "vocabulary_error",
             Error::Device { .. } => "device_error",
             Error::Memory { .. } => "memory_error",
+            Error::Overloaded { .. } => "overloaded_error",
+            Error::Timeout { .. } => "timeout_error",
             Error::Numeric { .. } => "numeric_error",
             Error::Io { .. } | Error::Partial { .. } | Error::ClosedPipe => "io_error",
             Error::Interrupted => "interrupted",
@@ -146,6 +171,7 @@ impl Error {
     pub fn param(&self) -> Option<&str> {
         match self {
             Error::Argument { param, .. } => Some(param),
+            Error::Timeout { param, .. } => Some(param),
             _ => None,
         }
     }

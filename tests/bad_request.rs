@@ -8,11 +8,13 @@ use model::{END, ModelDir, N_IDS, N_VOCAB, tensors};
 use proxytune::backend::params::{MAX_BIASES, MAX_RECORD_TOP, MAX_SLOTS, MAX_STOP_IDS};
 use proxytune::checkpoint::Source;
 use proxytune::engine::event::{Completion, Event, FinishReason};
-use proxytune::engine::request::{Request, Sampling};
+use proxytune::engine::limits::Limits;
+use proxytune::engine::request::{Draft, Mode, Request, Sampling};
 use proxytune::engine::trio::{Models, Trio, TrioSources};
-use proxytune::engine::worker::{BackendChoice, EngineOptions, Handle};
+use proxytune::engine::worker::{BackendChoice, EngineOptions, EventStream, Handle};
 use proxytune::{Error, Result};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Sets one field of a request's sampling.
 type Set = fn(&mut Sampling, f32);
@@ -23,6 +25,7 @@ fn ranges_of_numbers() {
     let below = |x: f32| f32::from_bits(x.to_bits() - 1);
     let above = |x: f32| f32::from_bits(x.to_bits() + 1);
     let tiny = f32::from_bits(1);
+    let limits = trio_of_one().limits();
     let table: [(&str, Set, Vec<f32>, Vec<f32>); 10] = [
         (
             "alpha",
@@ -42,9 +45,9 @@ fn ranges_of_numbers() {
     ];
     for (field, set, inside, mut outside) in table {
         let validate = |x: f32| {
-            let mut sampling = Sampling::default();
-            set(&mut sampling, x);
-            sampling.validate(N_IDS)
+            let mut draft = good();
+            set(&mut draft.sampling, x);
+            Request::new(draft, &limits)
         };
         for x in inside {
             validate(x).unwrap_or_else(|error| panic!("{field} = {x:e}: {error}"));
@@ -67,68 +70,110 @@ fn is_argument(error: &Error, field: &str, part: &str) {
     assert!(error.to_string().contains(part), "{error} does not say {part:?}");
 }
 
-fn good() -> Request {
+fn good() -> Draft {
     let sampling = Sampling { max_tokens: 8, ignore_eos: true, seed: Some(1), ..Sampling::default() };
-    Request { prompts: [vec![104, 105], vec![106], vec![107, 108, 109]], sampling, ..Request::default() }
+    Draft { prompts: [vec![104, 105], vec![106], vec![107, 108, 109]], sampling, ..Draft::default() }
+}
+
+/// A trio whose three roles are one model.
+fn trio_of_one() -> Arc<Trio> {
+    let model = ModelDir::llama();
+    open([&model, &model, &model])
+}
+
+fn checked(limits: &Limits, drafts: Vec<Draft>) -> Vec<Request> {
+    let checked = drafts.into_iter().map(|draft| Request::new(draft, limits));
+    checked.collect::<Result<_>>().expect("within the limits")
 }
 
 #[test]
 fn ranges_of_counts_lists_and_texts() {
-    type Change = fn(&mut Request);
-    let inside: [(&str, Change); 15] = [
-        ("top_k off", |r| r.sampling.top_k = -1),
-        ("top_k 1", |r| r.sampling.top_k = 1),
-        ("top_k past the vocabulary", |r| r.sampling.top_k = i64::MAX),
-        ("one token", |r| r.sampling.max_tokens = 1),
-        ("2^32 - 1 tokens are the engine's concern", |r| r.sampling.max_tokens = u32::MAX),
-        ("min = max", |r| r.sampling.min_tokens = 8),
-        ("the last id", |r| r.sampling.stop_token_ids = vec![N_IDS as u32 - 1]),
-        ("as many stop ids as fit", |r| r.sampling.stop_token_ids = (0..MAX_STOP_IDS as u32).collect()),
-        ("one stop id, often", |r| r.sampling.stop_token_ids = vec![5; 1_000]),
-        ("16 stop strings", |r| r.stop = vec!["x".repeat(1_024); 16]),
-        ("as many biases as there are ids", |r| {
-            r.sampling.logit_bias = (0..N_IDS as u32).map(|id| (id, 1.0)).collect()
+    type Change = fn(&mut Draft);
+    let limits = trio_of_one().limits();
+    let inside: [(&str, Change); 20] = [
+        ("top_k off", |d| d.sampling.top_k = -1),
+        ("top_k 1", |d| d.sampling.top_k = 1),
+        ("top_k past the vocabulary", |d| d.sampling.top_k = i64::MAX),
+        ("one token", |d| d.sampling.max_tokens = 1),
+        ("all positions of the longest prompt's role", |d| d.sampling.max_tokens = 125),
+        ("min = max", |d| d.sampling.min_tokens = 8),
+        ("the last id", |d| d.sampling.stop_token_ids = vec![N_IDS as u32 - 1]),
+        ("as many stop ids as fit", |d| d.sampling.stop_token_ids = (0..MAX_STOP_IDS as u32).collect()),
+        ("one stop id, often", |d| d.sampling.stop_token_ids = vec![5; 1_000]),
+        ("16 stop strings", |d| d.stop = vec!["x".repeat(1_024); 16]),
+        ("as many biases as there are ids", |d| {
+            d.sampling.logit_bias = (0..N_IDS as u32).map(|id| (id, 1.0)).collect()
         }),
-        ("all the seeds", |r| r.sampling.seed = Some(u64::MAX)),
-        ("the longest record", |r| r.record = Some(MAX_RECORD_TOP)),
-        ("a record of no entries", |r| r.record = Some(0)),
-        ("the last sample", |r| r.sample_index = u32::MAX),
+        ("all the seeds", |d| d.sampling.seed = Some(u64::MAX)),
+        ("the longest record", |d| d.record = Some(MAX_RECORD_TOP)),
+        ("a record of no entries", |d| d.record = Some(0)),
+        ("the last sample", |d| d.n = 128),
+        ("the last row of the model", |d| d.prompts[1] = vec![N_VOCAB as u32 - 1]),
+        ("the last ids banned", |d| {
+            (d.bad_words, d.bad_first_ids) = (vec![vec![N_IDS as u32 - 1, 0]], vec![N_IDS as u32 - 1])
+        }),
+        ("no prompts where no model reads them", |d| (d.mode, d.prompts) = (Mode::BaseOnly, [vec![1], vec![], vec![]])),
+        ("the expert's prompt alone", |d| (d.mode, d.prompts) = (Mode::ExpertOnly, [vec![], vec![1], vec![]])),
+        ("the shortest time", |d| d.timeout = Some(Duration::from_nanos(1))),
     ];
     for (label, change) in inside {
-        let mut request = good();
-        change(&mut request);
-        request.validate(N_IDS, &[]).unwrap_or_else(|error| panic!("{label}: {error}"));
+        let mut draft = good();
+        change(&mut draft);
+        Request::new(draft, &limits).unwrap_or_else(|error| panic!("{label}: {error}"));
     }
-    let outside: [(&str, &str, Change); 18] = [
-        ("top_k", "-2 is not -1, 0 (both off) or positive", |r| r.sampling.top_k = -2),
-        ("top_k", "-9223372036854775808 is not", |r| r.sampling.top_k = i64::MIN),
-        ("max_tokens", "0 is not at least 1", |r| r.sampling.max_tokens = 0),
-        ("min_tokens", "9 is above max_tokens = 8", |r| r.sampling.min_tokens = 9),
-        ("stop_token_ids", "id 263 is outside the vocabulary of 263 ids", |r| r.sampling.stop_token_ids = vec![1, 263]),
-        ("stop_token_ids", "id 4294967295 is outside", |r| r.sampling.stop_token_ids = vec![u32::MAX]),
-        ("stop_token_ids", "33 ids, EOS ids included; at most 32", |r| r.sampling.stop_token_ids = (0..33).collect()),
-        ("logit_bias", "id 263 is outside the vocabulary", |r| r.sampling.logit_bias = vec![(263, 0.0)]),
-        ("logit_bias", "id 5 is named twice", |r| r.sampling.logit_bias = vec![(5, 1.0), (6, 1.0), (5, 2.0)]),
-        ("logit_bias", "1025 entries; at most 1024", |r| r.sampling.logit_bias = vec![(0, 0.0); MAX_BIASES + 1]),
-        ("stop", "17 strings; at most 16", |r| r.stop = vec!["x".into(); 17]),
-        ("stop", "1025 bytes; at most 1024", |r| r.stop = vec!["x".repeat(1_025)]),
-        ("stop", "an empty string would stop at once", |r| r.stop = vec!["x".into(), String::new()]),
-        ("record", "21 top entries; at most 20", |r| r.record = Some(MAX_RECORD_TOP + 1)),
-        ("prompt", "holds no token", |r| r.prompts[0].clear()),
-        ("expert_prompt", "holds no token", |r| r.prompts[1].clear()),
-        ("anti_expert_prompt", "holds no token", |r| r.prompts[2].clear()),
-        ("alpha", "NaN is not in [-1000, 1000]", |r| r.sampling.alpha = f32::NAN),
+    let outside: [(&str, &str, Change); 36] = [
+        ("top_k", "-2 is not -1, 0 (both off) or positive", |d| d.sampling.top_k = -2),
+        ("top_k", "-9223372036854775808 is not", |d| d.sampling.top_k = i64::MIN),
+        ("max_tokens", "0 is not at least 1", |d| d.sampling.max_tokens = 0),
+        ("max_tokens", "anti_expert_prompt and max_tokens make 129 tokens, the limit is 128", |d| {
+            d.sampling.max_tokens = 126
+        }),
+        ("max_tokens", "prompt and max_tokens make 4294967297 tokens", |d| d.sampling.max_tokens = u32::MAX),
+        ("min_tokens", "9 is above max_tokens = 8", |d| d.sampling.min_tokens = 9),
+        ("stop_token_ids", "id 263 is outside the vocabulary of 263 ids", |d| d.sampling.stop_token_ids = vec![1, 263]),
+        ("stop_token_ids", "id 4294967295 is outside", |d| d.sampling.stop_token_ids = vec![u32::MAX]),
+        ("stop_token_ids", "33 ids, EOS ids included; at most 32", |d| d.sampling.stop_token_ids = (0..33).collect()),
+        ("logit_bias", "id 263 is outside the vocabulary", |d| d.sampling.logit_bias = vec![(263, 0.0)]),
+        ("logit_bias", "id 5 is named twice", |d| d.sampling.logit_bias = vec![(5, 1.0), (6, 1.0), (5, 2.0)]),
+        ("logit_bias", "1025 entries; at most 1024", |d| d.sampling.logit_bias = vec![(0, 0.0); MAX_BIASES + 1]),
+        ("stop", "17 strings; at most 16", |d| d.stop = vec!["x".into(); 17]),
+        ("stop", "1025 bytes; at most 1024", |d| d.stop = vec!["x".repeat(1_025)]),
+        ("stop", "an empty string would stop at once", |d| d.stop = vec!["x".into(), String::new()]),
+        ("bad_words", "a word of no token", |d| d.bad_words = vec![vec![1], vec![]]),
+        ("bad_words", "id 263 is outside", |d| d.bad_words = vec![vec![1], vec![2, 263]]),
+        ("bad_words_first", "id 263 is outside", |d| d.bad_first_ids = vec![263]),
+        ("record", "21 top entries; at most 20", |d| d.record = Some(MAX_RECORD_TOP + 1)),
+        ("prompt", "holds no token", |d| d.prompts[0].clear()),
+        ("expert_prompt", "holds no token", |d| d.prompts[1].clear()),
+        ("anti_expert_prompt", "holds no token", |d| d.prompts[2].clear()),
+        ("expert_prompt", "holds no token", |d| (d.sampling.alpha, d.prompts[1]) = (0.0, vec![])),
+        ("prompt", "holds no token", |d| (d.mode, d.prompts[0]) = (Mode::BaseOnly, vec![])),
+        ("expert_prompt", "holds no token", |d| (d.mode, d.prompts[1]) = (Mode::ExpertOnly, vec![])),
+        // row 43
+        ("prompt", "id 272 at 1 is past the model's 272 rows", |d| d.prompts[0][1] = N_VOCAB as u32),
+        ("expert_prompt", "id 300 at 0 is past", |d| (d.mode, d.prompts[1]) = (Mode::ExpertOnly, vec![300])),
+        ("anti_expert_prompt", "id 4294967295 at 2 is past", |d| d.prompts[2][2] = u32::MAX),
+        // row 93
+        ("alpha", "NaN is not in [-1000, 1000]", |d| d.sampling.alpha = f32::NAN),
+        ("n", "0 is not in [1, 128]", |d| d.n = 0),
+        ("n", "129 is not in [1, 128]", |d| d.n = 129),
+        ("queue_timeout", "0 would end the request", |d| d.queue_timeout = Some(Duration::ZERO)),
+        ("timeout", "0 would end the request", |d| d.timeout = Some(Duration::ZERO)),
+        ("base_top_p", "the base, which is not run", |d| (d.mode, d.sampling.base_top_p) = (Mode::ExpertOnly, 0.5)),
+        ("base_min_p", "the base, which is not run", |d| (d.mode, d.sampling.base_min_p) = (Mode::ExpertOnly, 0.5)),
+        ("record", "the base, which is not run", |d| (d.mode, d.record) = (Mode::ExpertOnly, Some(1))),
     ];
     for (field, part, change) in outside {
-        let mut request = good();
-        change(&mut request);
-        is_argument(&request.validate(N_IDS, &[]).expect_err(part), field, part);
+        let mut draft = good();
+        change(&mut draft);
+        is_argument(&Request::new(draft, &limits).expect_err(part), field, part);
     }
     // The models' own stop ids count towards the limit, unless they are ignored.
-    let mut request = good();
-    request.sampling.stop_token_ids = (0..MAX_STOP_IDS as u32).collect();
-    request.sampling.ignore_eos = false;
-    is_argument(&request.validate(N_IDS, &[END]).expect_err("one too many"), "stop_token_ids", "33 ids");
+    assert_eq!(limits.stop_ids, [END]);
+    let mut draft = good();
+    draft.sampling.stop_token_ids = (0..MAX_STOP_IDS as u32).collect();
+    draft.sampling.ignore_eos = false;
+    is_argument(&Request::new(draft, &limits).expect_err("one too many"), "stop_token_ids", "33 ids");
 }
 
 fn open(models: [&ModelDir; 3]) -> Arc<Trio> {
@@ -148,51 +193,73 @@ fn open_models(models: [&ModelDir; 3]) -> Models {
     Models::open(&sources).expect("three right models")
 }
 
-fn options(requests: &[Request]) -> EngineOptions {
-    EngineOptions { backend: BackendChoice::Cpu, threads: Some(1), ..EngineOptions::sized_for(requests) }
+fn options(drafts: &[Draft]) -> EngineOptions {
+    EngineOptions { backend: BackendChoice::Cpu, threads: Some(1), ..EngineOptions::sized_for(drafts) }
 }
 
-fn run(trio: &Arc<Trio>, options: EngineOptions, requests: Vec<Request>) -> Result<Vec<Completion>> {
-    let mut done = vec![None; requests.len()];
-    for event in Handle::start(trio.clone(), options)?.submit(requests)? {
-        if let Event::Done { request, completion } = event {
-            done[request] = Some(*completion);
+fn run(trio: &Arc<Trio>, options: EngineOptions, drafts: Vec<Draft>) -> Result<Vec<Completion>> {
+    let mut done = vec![None; drafts.len()];
+    for event in Handle::start(trio.clone(), options)?.submit(checked(&trio.limits(), drafts))? {
+        if let Event::Done { sample, completion } = event {
+            done[sample] = Some(*completion);
         }
     }
     Ok(done.into_iter().map(|completion| completion.expect("every request ends")).collect())
 }
 
 /// What an engine of this size says of one request, beside a good one that must be served as if alone.
-fn refused_by_engine(options: EngineOptions, request: Request) -> Error {
-    let model = ModelDir::llama();
-    let trio = open([&model, &model, &model]);
-    let alone = run(&trio, options.clone(), vec![good()]).expect("it runs").remove(0);
-    let mut both = run(&trio, options, vec![request, good()]).expect("the engine runs on");
-    assert_eq!(both[1].token_ids, alone.token_ids, "the other request is served as if alone");
-    assert_eq!((both[0].finish_reason, both[0].token_ids.len()), (FinishReason::Error, 0));
-    both.remove(0).error.expect("an error is said")
+fn refused_by_engine(options: EngineOptions, draft: Draft) -> Error {
+    let trio = trio_of_one();
+    let engine = Handle::start(trio.clone(), options).expect("the engine starts");
+    let submit = |draft| engine.submit(checked(&trio.limits(), vec![draft]));
+    let ids = |events: EventStream| {
+        events
+            .filter_map(|event| match event {
+                Event::Done { completion, .. } => Some(completion.token_ids),
+                Event::Token { .. } => None,
+            })
+            .collect::<Vec<_>>()
+    };
+    let alone = ids(submit(good()).expect("it runs"));
+    let running = submit(good()).expect("it runs");
+    let refused = submit(draft).err().expect("it is refused at once");
+    assert_eq!(ids(running), alone, "the other request is served as if alone");
+    refused
 }
 
 // rows 43, 55
 #[test]
 fn requests_that_the_engine_has_no_room_for() {
     let room = || options(&[good()]);
-    let with = |change: fn(&mut Request)| {
-        let mut request = good();
-        change(&mut request);
-        request
+    let with = |change: fn(&mut Draft)| {
+        let mut draft = good();
+        change(&mut draft);
+        draft
     };
-    let long = refused_by_engine(room(), with(|r| r.sampling.max_tokens = u32::MAX));
-    is_argument(&long, "max_tokens", "prompt and max_tokens make 4294967297 tokens, the limit is 11");
-    let long = refused_by_engine(room(), with(|r| r.prompts[1] = vec![1; 4]));
+    let long = refused_by_engine(room(), with(|d| d.sampling.max_tokens = 10));
+    is_argument(&long, "max_tokens", "prompt and max_tokens make 12 tokens, the limit is 11");
+    let long = refused_by_engine(room(), with(|d| d.prompts[1] = vec![1; 4]));
     is_argument(&long, "max_tokens", "expert_prompt and max_tokens make 12 tokens, the limit is 11");
-    let row = refused_by_engine(room(), with(|r| r.prompts[0][1] = N_VOCAB as u32));
-    is_argument(&row, "prompt", "id 272 at 1 is past the model's 272 rows");
-    let row = refused_by_engine(room(), with(|r| r.prompts[2][2] = u32::MAX));
-    is_argument(&row, "anti_expert_prompt", "id 4294967295 at 2 is past");
-    is_argument(&refused_by_engine(room(), with(|r| r.record = Some(1))), "record", "without room for records");
-    let penalised = refused_by_engine(room(), with(|r| r.sampling.presence_penalty = 1.0));
+    is_argument(&refused_by_engine(room(), with(|d| d.record = Some(1))), "record", "without room for records");
+    let penalised = refused_by_engine(room(), with(|d| d.sampling.presence_penalty = 1.0));
     is_argument(&penalised, "repetition_penalty", "without room for penalties");
+}
+
+/// What one trio takes may be more than another has: the engine looks again.
+#[test]
+fn requests_that_were_checked_against_another_trio() {
+    let (long, short) = (ModelDir::llama(), ModelDir::llama());
+    short.set("config.json", "/max_position_embeddings", 16.into());
+    let short = open([&short, &short, &short]);
+    let mut draft = good();
+    draft.sampling.max_tokens = 100;
+    let options = EngineOptions { max_model_len: 16, ..options(&[good()]) };
+    let engine = Handle::start(short.clone(), options).expect("the engine starts");
+    let foreign = checked(&open([&long, &long, &long]).limits(), vec![draft.clone()]);
+    let said = engine.submit(foreign).map(|mut events| events.next());
+    let Ok(Some(Event::Done { completion, .. })) = said else { panic!("the engine answers") };
+    is_argument(&completion.error.expect("refused"), "max_tokens", "make 102 tokens, the limit is 16");
+    is_argument(&Request::new(draft, &short.limits()).expect_err("too long"), "max_tokens", "the limit is 16");
 }
 
 // row 55
@@ -201,25 +268,20 @@ fn a_role_s_own_limit_counts() {
     let (long, short) = (ModelDir::llama(), ModelDir::llama());
     short.set("config.json", "/max_position_embeddings", 16.into());
     let trio = open([&long, &short, &long]);
-    let request = |max_tokens| {
-        let mut request = good();
-        request.sampling.max_tokens = max_tokens;
-        request
+    let draft = |max_tokens| {
+        let mut draft = good();
+        draft.sampling.max_tokens = max_tokens;
+        draft
     };
-    let fits = run(&trio, options(&[request(15)]), vec![request(15)]).expect("it runs").remove(0);
+    let fits = run(&trio, options(&[draft(15)]), vec![draft(15)]).expect("it runs").remove(0);
     assert_eq!((fits.error, fits.token_ids.len()), (None, 15));
-    let over = run(&trio, options(&[request(16)]), vec![request(16)]).expect("the engine runs").remove(0);
-    is_argument(
-        &over.error.expect("refused"),
-        "max_tokens",
-        "expert_prompt and max_tokens make 17 tokens, the limit is 16",
-    );
+    let over = Request::new(draft(16), &trio.limits()).expect_err("one too many");
+    is_argument(&over, "max_tokens", "expert_prompt and max_tokens make 17 tokens, the limit is 16");
 }
 
 #[test]
 fn options_out_of_range() {
-    let model = ModelDir::llama();
-    let trio = open([&model, &model, &model]);
+    let trio = trio_of_one();
     type Change = fn(&mut EngineOptions);
     let table: [(&str, &str, Change); 7] = [
         ("n_slots", "0 is not in [1, 64]", |o| o.n_slots = 0),
@@ -243,8 +305,7 @@ fn options_out_of_range() {
 
 #[test]
 fn devices_that_are_not_there() {
-    let model = ModelDir::llama();
-    let trio = open([&model, &model, &model]);
+    let trio = trio_of_one();
     let start = |backend, device| {
         let options = EngineOptions { backend, device, ..options(&[good()]) };
         let error = Handle::start(trio.clone(), options).err().expect("no such device");
@@ -309,7 +370,7 @@ fn company_of_a_sequence_that_fails() {
         request.sampling.logit_bias = vec![(262, -100.0)];
         request
     };
-    let mates: Vec<Request> = (0..4).map(request).collect();
+    let mates: Vec<Draft> = (0..4).map(request).collect();
     let alone = run(&trio, options(&mates), mates.clone()).expect("they run");
     assert!(alone.iter().all(|completion| completion.error.is_none()));
     let mut company = mates;
@@ -324,12 +385,9 @@ fn company_of_a_sequence_that_fails() {
 
 #[test]
 fn bans_that_leave_no_token() {
-    let model = ModelDir::llama();
-    let trio = open([&model, &model, &model]);
+    let trio = trio_of_one();
     let mut request = good();
     request.bad_words = (0..N_IDS as u32).map(|id| vec![id]).collect();
-    // Words that cannot be spelled ban nothing.
-    request.bad_words.extend([vec![], vec![u32::MAX], vec![N_VOCAB as u32]]);
     let mut one_left = request.clone();
     one_left.bad_words.retain(|word| word != &[7]);
     let done = run(&trio, options(&[request.clone()]), vec![request, one_left]).expect("the engine runs");
@@ -355,7 +413,7 @@ fn padding_is_never_sampled() {
         request.sampling = Sampling { temperature: 5.0, seed: Some(seed), max_tokens: 90, ..request.sampling };
         request
     };
-    let requests: Vec<Request> = (0..64).map(request).collect();
+    let requests: Vec<Draft> = (0..64).map(request).collect();
     for completion in run(&trio, options(&requests), requests).expect("the engine runs") {
         assert_eq!((completion.error, completion.token_ids.len()), (None, 90));
         assert!(completion.token_ids.iter().all(|&id| (id as usize) < N_IDS));

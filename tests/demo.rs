@@ -7,7 +7,7 @@ use proxytune::backend::Dtype;
 use proxytune::backend::params::MAX_SLOTS;
 use proxytune::checkpoint::Source;
 use proxytune::engine::event::{Completion, Event, FinishReason};
-use proxytune::engine::request::{Request, Sampling};
+use proxytune::engine::request::{Draft, Request, Sampling};
 use proxytune::engine::trio::{Trio, TrioSources};
 use proxytune::engine::worker::{BackendChoice, EngineOptions, Handle};
 use proxytune::text::{PromptRequest, Roles};
@@ -73,16 +73,17 @@ fn alone(role: &str) -> Arc<Trio> {
 fn request(trio: &Trio, question: &str, chat: Roles, alpha: f32) -> Request {
     let prompt = PromptRequest { text: question.into(), chat, ..PromptRequest::default() };
     let prompts = prompt.encode(&trio.models().role_texts()).expect("a prompt").ids;
-    Request { prompts, sampling: Sampling { alpha, max_tokens: 48, ..Sampling::default() }, ..Request::default() }
+    let sampling = Sampling { alpha, max_tokens: 48, ..Sampling::default() };
+    Request::new(Draft { prompts, sampling, ..Draft::default() }, &trio.limits()).expect("within the limits")
 }
 
 fn run(trio: &Arc<Trio>, options: EngineOptions, requests: Vec<Request>) -> Vec<Completion> {
     let mut completions = vec![None; requests.len()];
     let engine = Handle::start(trio.clone(), options).expect("the engine starts");
     for event in engine.submit(requests).expect("valid requests") {
-        if let Event::Done { request, completion } = event {
+        if let Event::Done { sample, completion } = event {
             assert_eq!(completion.error, None);
-            completions[request] = Some(*completion);
+            completions[sample] = Some(*completion);
         }
     }
     completions.into_iter().map(|completion| completion.expect("every request ends")).collect()
@@ -118,12 +119,12 @@ fn likelihood(trio: &Arc<Trio>, alpha: f32) -> f32 {
         let mut ids = tokenizer.encode_raw(answer).expect("ids");
         ids.extend(tokenizer.eos_id());
         for (position, &id) in ids.iter().enumerate() {
-            let mut request = request(trio, question, Roles::EXPERT, alpha);
-            request.prompts.iter_mut().for_each(|prompt| prompt.extend(&ids[..position]));
-            request.sampling.logit_bias = vec![(id, 100.0)];
-            request.sampling.max_tokens = 1;
-            request.record = Some(1);
-            requests.push(request);
+            let mut draft = request(trio, question, Roles::EXPERT, alpha).into_draft();
+            draft.prompts.iter_mut().for_each(|prompt| prompt.extend(&ids[..position]));
+            draft.sampling.logit_bias = vec![(id, 100.0)];
+            draft.sampling.max_tokens = 1;
+            draft.record = Some(1);
+            requests.push(Request::new(draft, &trio.limits()).expect("within the limits"));
         }
     }
     let n = requests.len() as f32;

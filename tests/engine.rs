@@ -6,7 +6,7 @@
 use proxytune::backend::Dtype;
 use proxytune::checkpoint::Source;
 use proxytune::engine::event::{Completion, Event, FinishReason};
-use proxytune::engine::request::{Request, Sampling};
+use proxytune::engine::request::{Draft, Request, Sampling};
 use proxytune::engine::trio::{Trio, TrioSources};
 use proxytune::engine::worker::{BackendChoice, EngineOptions, Handle};
 use proxytune::{Error, Result};
@@ -30,41 +30,45 @@ fn whole(trio: &str) -> Arc<Trio> {
     open(trio, [Some("base"), Some("expert"), Some("anti-expert")])
 }
 
-fn options(backend: BackendChoice, requests: &[Request]) -> EngineOptions {
+fn options(backend: BackendChoice, requests: &[Draft]) -> EngineOptions {
     EngineOptions { backend, kv_cache_dtype: Some(Dtype::F32), ..EngineOptions::sized_for(requests) }
 }
 
-fn try_run(trio: &Arc<Trio>, options: EngineOptions, requests: Vec<Request>) -> Result<Vec<Completion>> {
+fn checked(trio: &Trio, drafts: Vec<Draft>) -> Result<Vec<Request>> {
+    drafts.into_iter().map(|draft| Request::new(draft, &trio.limits())).collect()
+}
+
+fn try_run(trio: &Arc<Trio>, options: EngineOptions, requests: Vec<Draft>) -> Result<Vec<Completion>> {
     let mut completions = vec![None; requests.len()];
     let engine = Handle::start(trio.clone(), options)?;
-    for event in engine.submit(requests)? {
-        if let Event::Done { request, completion } = event {
-            assert!(completions[request].replace(*completion).is_none(), "one end per request");
+    for event in engine.submit(checked(trio, requests)?)? {
+        if let Event::Done { sample, completion } = event {
+            assert!(completions[sample].replace(*completion).is_none(), "one end per request");
         }
     }
     Ok(completions.into_iter().map(|completion| completion.expect("every request ends")).collect())
 }
 
-fn run(trio: &Arc<Trio>, options: EngineOptions, requests: Vec<Request>) -> Vec<Completion> {
+fn run(trio: &Arc<Trio>, options: EngineOptions, requests: Vec<Draft>) -> Vec<Completion> {
     try_run(trio, options, requests).expect("the engine runs")
 }
 
-fn ids(trio: &Arc<Trio>, backend: BackendChoice, requests: Vec<Request>) -> Vec<Vec<u32>> {
+fn ids(trio: &Arc<Trio>, backend: BackendChoice, requests: Vec<Draft>) -> Vec<Vec<u32>> {
     let options = options(backend, &requests);
     run(trio, options, requests).into_iter().map(|completion| completion.token_ids).collect()
 }
 
 /// Prompts of three different lengths, the long ones over a key block and several pages.
-fn request(seed: u32, alpha: f32) -> Request {
+fn request(seed: u32, alpha: f32) -> Draft {
     let prompt = |role: u32| {
         let length = 3 + (seed * 37 + role * 11) % 90;
         (0..length).map(|i| (seed * 101 + role * 57 + i * i * 13 + i * 7) % 290).collect()
     };
     let sampling = Sampling { alpha, max_tokens: 20, ignore_eos: true, ..Sampling::default() };
-    Request { prompts: [prompt(0), prompt(1), prompt(2)], sampling, ..Request::default() }
+    Draft { prompts: [prompt(0), prompt(1), prompt(2)], sampling, ..Draft::default() }
 }
 
-fn sampled(seed: u32, alpha: f32) -> Request {
+fn sampled(seed: u32, alpha: f32) -> Draft {
     let mut request = request(seed, alpha);
     request.sampling.temperature = 0.8;
     request.sampling.top_p = 0.95;
@@ -73,7 +77,7 @@ fn sampled(seed: u32, alpha: f32) -> Request {
 }
 
 /// Prompts equal in the three roles.
-fn same_prompt(mut request: Request) -> Request {
+fn same_prompt(mut request: Draft) -> Draft {
     request.prompts = std::array::from_fn(|_| request.prompts[0].clone());
     request
 }
@@ -103,7 +107,7 @@ fn equal_expert_and_anti_expert_leave_the_base() {
 fn exchanging_the_pair_and_the_sign_of_alpha_changes_nothing() {
     for (name, backend) in TRIOS.iter().flat_map(|name| BACKENDS.map(|backend| (name, backend))) {
         let swapped = open(name, [Some("base"), Some("anti-expert"), Some("expert")]);
-        let requests: Vec<Request> = (0..3).map(|seed| sampled(seed, 1.5)).collect();
+        let requests: Vec<Draft> = (0..3).map(|seed| sampled(seed, 1.5)).collect();
         let mut mirrored = requests.clone();
         for request in &mut mirrored {
             request.sampling.alpha = -1.5;
@@ -128,7 +132,7 @@ fn base_as_anti_expert_gives_the_expert() {
 fn company_changes_nothing() {
     for (name, backend) in TRIOS.iter().flat_map(|name| BACKENDS.map(|backend| (name, backend))) {
         let trio = whole(name);
-        let requests: Vec<Request> =
+        let requests: Vec<Draft> =
             (0..12).map(|seed| sampled(seed, [0.0, 1.0, -0.5, 2.5][seed as usize % 4])).collect();
         let together = ids(&trio, backend, requests.clone());
         for (index, request) in requests.iter().enumerate().step_by(3) {
@@ -146,7 +150,7 @@ fn company_changes_nothing() {
 fn chunking_the_prompts_changes_nothing() {
     for backend in BACKENDS {
         let trio = whole("llama");
-        let requests: Vec<Request> = (0..5).map(|seed| sampled(seed, 1.0)).collect();
+        let requests: Vec<Draft> = (0..5).map(|seed| sampled(seed, 1.0)).collect();
         let whole = ids(&trio, backend, requests.clone());
         for prefill_rows in [1, 7, 64] {
             let chunked = EngineOptions { prefill_rows, ..options(backend, &requests) };
@@ -162,7 +166,7 @@ fn texts_end_where_they_should() {
     for backend in BACKENDS {
         let trio = whole("qwen2");
         let free = ids(&trio, backend, vec![request(1, 1.0)]).remove(0);
-        let with = |change: &dyn Fn(&mut Request)| {
+        let with = |change: &dyn Fn(&mut Draft)| {
             let mut request = request(1, 1.0);
             change(&mut request);
             let options = options(backend, std::slice::from_ref(&request));
@@ -249,9 +253,10 @@ fn dropping_the_stream_cancels_and_touches_nobody_else() {
         let other = sampled(7, 1.0);
         let alone = ids(&trio, backend, vec![other.clone()]).remove(0);
         let both = EngineOptions { n_slots: 2, ..options(backend, &[long.clone(), other.clone()]) };
-        let engine = Handle::start(trio, both).expect("the engine starts");
-        let mut dropped = engine.submit(vec![long]).expect("a valid request");
-        let kept = engine.submit(vec![other]).expect("a valid request");
+        let engine = Handle::start(trio.clone(), both).expect("the engine starts");
+        let submit = |draft| engine.submit(checked(&trio, vec![draft])?);
+        let mut dropped = submit(long).expect("a valid request");
+        let kept = submit(other).expect("a valid request");
         dropped.next();
         drop(dropped);
         let done = kept.filter_map(|event| match event {
@@ -267,20 +272,12 @@ fn what_cannot_run_is_refused_with_numbers() {
     let trio = whole("llama");
     let fine = request(1, 1.0);
     let options = options(BackendChoice::Cpu, std::slice::from_ref(&fine));
-    let engine = Handle::start(trio, options).expect("the engine starts");
+    let engine = Handle::start(trio.clone(), options).expect("the engine starts");
     let mut long = fine.clone();
-    long.sampling.max_tokens = 10_000;
-    let done = |mut stream: proxytune::engine::worker::EventStream| match stream.next() {
-        Some(Event::Done { completion, .. }) => completion,
-        other => panic!("{other:?} is no end"),
-    };
-    let refused = done(engine.submit(vec![long]).expect("its fields are in range"));
-    assert!(matches!(&refused.error, Some(Error::Argument { param, .. }) if param == "max_tokens"), "{refused:?}");
-
-    let mut empty = fine.clone();
-    empty.prompts[1].clear();
-    let error = engine.submit(vec![fine.clone(), empty]).err();
-    assert!(matches!(&error, Some(Error::Argument { param, .. }) if param == "expert_prompt"), "{error:?}");
-    let served = engine.submit(vec![fine]).expect("others are served on").count();
+    long.sampling.max_tokens = 100;
+    let submit = |draft| engine.submit(checked(&trio, vec![draft]).expect("the models have the positions"));
+    let refused = submit(long).err();
+    assert!(matches!(&refused, Some(Error::Argument { param, .. }) if param == "max_tokens"), "{refused:?}");
+    let served = submit(fine).expect("others are served on").count();
     assert_eq!(served, 21, "20 tokens and an end");
 }

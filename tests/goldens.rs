@@ -9,12 +9,12 @@ use proxytune::backend::params::{RING, Sample};
 use proxytune::backend::wgpu::{Options, Wgpu};
 use proxytune::backend::{Activation, Backend, Dtype};
 use proxytune::checkpoint::{Checkpoint, LayerKind, ModelConfig, Norms, QkNorm, Rope, RopeScaling, Source};
-use proxytune::engine::batch::Batch;
+use proxytune::engine::limits::Limits;
 use proxytune::engine::machine::{Draw, Machine, MachineOptions, Records};
-use proxytune::engine::request::{Request, Sampling};
-use proxytune::engine::sequence::{Sequence, lanes};
+use proxytune::engine::request::{Draft, Request, Sampling};
+use proxytune::engine::scheduler::{Admission, Arrival, Growth, Plan, RequestId, Scheduler, TenantId, Work};
+use proxytune::engine::sequence::{Dice, lanes, slot_record};
 use proxytune::engine::trio::{Trio, TrioSources};
-use proxytune::kv::pool::Pool;
 use proxytune::selftest::compare::row_error;
 use proxytune::text::Vocabulary;
 use serde::Deserialize;
@@ -43,6 +43,8 @@ struct Golden {
     /// `[runs][kept_steps][roles][n_ids]`.
     #[serde(skip)]
     logits: Vec<f32>,
+    #[serde(skip)]
+    limits: Option<Limits>,
 }
 
 #[derive(Deserialize)]
@@ -62,7 +64,15 @@ impl Golden {
         let golden: Self = serde_json::from_slice(&read("golden.json")).expect("golden.json is what make.py wrote");
         let logits: Vec<f32> = bytemuck::pod_collect_to_vec(&read("logits.f32"));
         assert_eq!(logits.len(), golden.runs.len() * golden.kept_steps.len() * 3 * golden.n_ids);
-        Self { logits, ..golden }
+        Self { logits, limits: Some(open_trio(trio).limits()), ..golden }
+    }
+
+    fn request(&self, run: &Run) -> Request {
+        let max_tokens = run.ids.len() as u32;
+        let sampling = Sampling { alpha: run.alpha, max_tokens, ignore_eos: true, ..Sampling::default() };
+        let draft = Draft { prompts: run.prompts.clone(), sampling, ..Draft::default() };
+        let limits = self.limits.as_ref().expect("set when it was opened");
+        Request::new(draft, limits).expect("a golden's request is within the limits")
     }
 
     /// The row of a role, where the step is a kept one.
@@ -83,12 +93,6 @@ impl Run {
     fn is_certain(&self, step: usize, bound: f32) -> bool {
         self.margins[step] > 2.0 * bound * self.magnitudes[step]
     }
-
-    fn request(&self) -> Request {
-        let max_tokens = self.ids.len() as u32;
-        let sampling = Sampling { alpha: self.alpha, max_tokens, ignore_eos: true, ..Sampling::default() };
-        Request { prompts: self.prompts.clone(), sampling, ..Request::default() }
-    }
 }
 
 fn path(trio: &str, file: &str) -> String {
@@ -103,16 +107,22 @@ fn checkpoints(trio: &str) -> [Checkpoint; 3] {
     [0, 1, 2].map(|role| Checkpoint::open(source(trio, role)).expect("a golden checkpoint opens"))
 }
 
-fn vocabulary(trio: &str) -> Vocabulary {
+fn open_trio(trio: &str) -> Trio {
     let [expert, anti_expert] = [1, 2].map(|role| Some(source(trio, role)));
     let sources = TrioSources { base: source(trio, 0), expert, anti_expert };
-    Trio::open(&sources, &[]).expect("the golden trio opens").vocabulary().clone()
+    Trio::open(&sources, &[]).expect("the golden trio opens")
+}
+
+fn vocabulary(trio: &str) -> Vocabulary {
+    open_trio(trio).vocabulary().clone()
 }
 
 /// All runs of a golden on one machine, one slot each.
 struct Player<B: Backend> {
     machine: Machine<B>,
-    sequences: Vec<Sequence>,
+    scheduler: Scheduler,
+    requests: Vec<Request>,
+    mask: Vec<u32>,
 }
 
 impl<B: Backend> Player<B> {
@@ -127,48 +137,55 @@ impl<B: Backend> Player<B> {
             penalties: false,
             record_top: None,
             kv_tokens: None,
-            memory_fraction: 1.0,
+            kv_cache_bytes: None,
+            memory_utilization: 1.0,
         };
         let backend = backend.expect("the backend is here");
         let machine = Machine::load(backend, &checkpoints.each_ref(), [0, 1, 2], vocabulary, &options);
         let machine = machine.expect("the golden trio loads");
-        let mut pool = Pool::new(machine.n_pages());
-        let admit = |(slot, run): (usize, &Run)| {
-            let request = run.request();
-            let lanes = lanes(&request, machine.seats());
-            let n_tokens = |prompt: usize| prompt + run.ids.len();
-            let counts = lanes.0.iter().map(|lane| machine.pages_for(lane.seat, n_tokens(lane.tokens.len())));
-            let pages = pool.take(&counts.collect::<Vec<_>>()).expect("pages for every run");
-            let sequence = Sequence::new(slot as u64, request, 0, lanes, pages);
-            machine.admit(slot, &sequence.device_slot(&[]), &sequence.request, &sequence.pages).expect("admission");
-            for at in [Draw::First, Draw::Later] {
-                machine.allow(slot, &vocabulary.live, at).expect("a mask");
-            }
-            sequence
-        };
-        let sequences = golden.runs.iter().enumerate().map(admit).collect();
-        Self { machine, sequences }
+        let requests: Vec<Request> = golden.runs.iter().map(|run| golden.request(run)).collect();
+        let mut scheduler = Scheduler::new(machine.sizes(requests.len()));
+        for (id, request) in (0..).map(RequestId).zip(&requests) {
+            let (lanes, lane_of_role) = lanes(request, machine.seats());
+            let (tenant, max_tokens) = (TenantId::default(), request.sampling.max_tokens as usize);
+            let arrival = Arrival { id, tenant, lanes, lane_of_role, max_tokens, needs_host: false, leader: None };
+            scheduler.arrive(arrival).expect("room for every run");
+        }
+        Self { machine, scheduler, requests, mask: vocabulary.live.clone() }
+    }
+
+    fn admit(&self, Admission { id, slot, pages, .. }: Admission) {
+        let request = &self.requests[id.0 as usize];
+        let (lanes, _) = lanes(request, self.machine.seats());
+        let record = slot_record(request, Dice { seed: 0, sample_index: 0 }, &lanes, &[], &[]);
+        self.machine.admit(slot, &record, request, &[]).expect("admission");
+        for (lane, pages) in pages.into_iter().enumerate() {
+            self.machine.grow(&Growth { slot, lane, first: 0, pages }).expect("a page table");
+        }
+        for at in [Draw::First, Draw::Later] {
+            self.machine.allow(slot, &self.mask, at).expect("a mask");
+        }
     }
 
     /// One step of every run: where its logits are, and the id it drew.
     fn step(&mut self) -> Vec<(Sample, u32)> {
-        let mut batch = Batch::new(self.machine.n_stacks());
-        for (slot, sequence) in self.sequences.iter_mut().enumerate() {
-            if sequence.is_decoding() {
-                sequence.decode(slot as u32, &mut batch);
-            } else {
-                sequence.prefill(slot as u32, &mut batch, |seat| self.machine.prefill_rows(seat));
-            }
-        }
-        assert_eq!(batch.samples.len(), self.sequences.len(), "every run draws in every step");
+        let Plan::Step(work) = self.scheduler.plan() else { panic!("every run has steps left") };
+        let Work { admitted, grown, batch, draws, .. } = *work;
+        admitted.into_iter().for_each(|admission| self.admit(admission));
+        grown.iter().for_each(|growth| self.machine.grow(growth).expect("a page table"));
+        assert_eq!(batch.samples.len(), self.requests.len(), "every run draws in every step");
         let samples = batch.samples.clone();
-        let step = self.machine.submit(batch, Records::None).expect("a step");
+        let step = self.machine.submit(batch, &[], Records::None).expect("a step");
         let slots = self.machine.collect(step).expect("a step").slots;
-        let drawn = |sample: Sample| {
+        let mut drawn = vec![(Sample::default(), 0); self.requests.len()];
+        for (id, sample) in draws.into_iter().zip(samples) {
             let slot = &slots[sample.slot as usize];
-            (sample, slot.ring[(slot.produced as usize - 1) % RING])
-        };
-        samples.into_iter().map(drawn).collect()
+            let token = slot.ring[(slot.produced as usize - 1) % RING];
+            self.scheduler.drawn(id, token);
+            drawn[id.0 as usize] = (sample, token);
+        }
+        self.scheduler.collected();
+        drawn
     }
 
     /// max|difference| / max|row| of a role's live logits.

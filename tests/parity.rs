@@ -26,7 +26,7 @@ fn backends(reports: &[Report]) -> Vec<String> {
 fn cpu() {
     let reports = passed(Options { backend: BackendChoice::Cpu, ..Options::default() });
     let names = backends(&reports);
-    assert_eq!(reports.len(), 9 * names.len(), "nine ops per instruction set");
+    assert_eq!(reports.len(), 10 * names.len(), "ten ops per instruction set");
     assert!(names[0].starts_with("cpu (portable"), "{names:?}");
     #[cfg(target_arch = "x86_64")]
     for (isa, is_here) in [("avx2", is_x86_feature_detected!("avx2")), ("avx512", is_x86_feature_detected!("avx512f"))]

@@ -1,4 +1,4 @@
-//! The inner seam: one static trait, about ten fused ops. Each op records into a [`Backend::Pass`] and writes into
+//! The inner seam: one static trait, ten fused ops. Each op records into a [`Backend::Pass`] and writes into
 //! buffers that the caller owns. No shapes as values, no strides, no views, no allocation inside an op, no default
 //! bodies: a backend that lacks an op does not compile. It is not a tensor library.
 //!
@@ -145,6 +145,8 @@ pub trait Backend: Send + Sized + 'static {
     /// Waits for a step and returns its `reads`, one after the other. Receipts are collected in order.
     fn collect(&self, receipt: Self::Receipt) -> Result<Vec<u8>>;
 
+    /// See [`CopyPages`].
+    fn copy_pages(&self, pass: &mut Self::Pass, op: CopyPages<'_, Self>);
     /// See [`Embed`].
     fn embed(&self, pass: &mut Self::Pass, op: Embed<'_, Self>);
     /// See [`NormMatmul`].
@@ -163,6 +165,22 @@ pub trait Backend: Send + Sized + 'static {
     fn combine_sample(&self, pass: &mut Self::Pass, op: CombineSample<'_, Self>);
     /// See [`Record`].
     fn record(&self, pass: &mut Self::Pass, op: Record<'_, Self>);
+}
+
+/// Copy on write: `plane[to] = plane[from]` for each pair, whole pages, bit for bit.
+///
+/// A page id is valid in every plane, so a step that copies has one launch per plane, all with the same pairs, before
+/// its rows. Pairs may come in any order on the device: the pages written are distinct, and none of them is read.
+/// Reads and writes one page per pair.
+pub struct CopyPages<'a, B: Backend> {
+    /// In and out: one layer's plane of pages.
+    pub plane: &'a B::Buf,
+    /// `[n_copies]` of [`PageCopy`].
+    pub copies: &'a B::Buf,
+    /// Pairs in this step.
+    pub n_copies: u32,
+    /// Scalars.
+    pub params: CopyPagesParams,
 }
 
 /// Resolves rows into places and embeds their tokens.
@@ -330,7 +348,8 @@ pub struct NormGateUp<'a, B: Backend> {
 /// 2. base mask: ids outside the base's nucleus (`base_top_p`) or below `base_min_p * max p_base` become -inf;
 /// 3. `s = z_b + alpha (z_e - z_a)`; ids of the second constraints mask use z_b alone. alpha = 0 reads only z_b.
 ///    z_b = -inf stays; both -inf gives difference 0; z_e alone gives -inf; z_a alone is Numeric (for alpha < 0 the
-///    two exchange places). The result is kept in `scores[slot][0]`;
+///    two exchange places). The result is kept in `scores[slot][0]`. An `expert_only` slot has alpha = 0 and reads only
+///    z_e, in place of z_b here and in steps 1 and 2: its bits are those of a slot whose base is that expert;
 /// 4. live ids, the slot's allowed ids (the second of its masks at the first position), stop ids while
 ///    `produced < min_tokens`. Nothing left: `finish = Empty`;
 /// 5. biases;
@@ -373,7 +392,8 @@ pub struct CombineSample<'a, B: Backend> {
 
 /// Ranks, divergences and top ids of what [`CombineSample`] just did, per sample; runs after it in the same pass.
 /// Log-probabilities are over live ids (and, combined, over ids that the base mask left). 0 * inf = 0. With alpha = 0
-/// the pair's rows are not read, and their figures are those of the base.
+/// the pair's rows are not read, and their figures are those of the base; where the slot is `expert_only`, the expert's
+/// row is the only one that is read, and all figures, `z_base` too, are those of the expert.
 pub struct Record<'a, B: Backend> {
     /// Out: `[n_slots]` of [`StepRecord`]; a slot with `drew = 0` is left alone.
     pub records: &'a B::Buf,

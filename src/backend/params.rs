@@ -68,6 +68,16 @@ pub struct Extent {
     pub n_logits: u32,
 }
 
+/// A page to copy in every plane, see copy_pages.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct PageCopy {
+    /// Page id to read.
+    pub from: u32,
+    /// Page id to write: a page that one lane alone holds.
+    pub to: u32,
+}
+
 /// Why a slot no longer runs ([`Slot::finish`]).
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,8 +154,11 @@ pub struct Slot {
     pub sample_index: u32,
     /// 1: the last step that sampled the slot drew an id.
     pub drew: u32,
+    /// 1: the expert's row is read in place of the base's, and no other; `alpha` is then 0. The slot draws and is
+    /// recorded as one whose base is that expert.
+    pub expert_only: u32,
     /// Padding to a multiple of 16 bytes.
-    pub reserved: [u32; 3],
+    pub reserved: [u32; 2],
     /// Ids that end the slot.
     pub stop_ids: [u32; MAX_STOP_IDS],
     /// Id number `i` of the response is at `i % RING`.
@@ -267,6 +280,16 @@ pub struct PageParams {
     pub dtype: u32,
     /// Page-table entries per lane.
     pub max_pages: u32,
+}
+
+/// copy_pages: `plane[to] = plane[from]`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+pub struct CopyPagesParams {
+    /// 32-bit words per page.
+    pub page_words: u32,
+    /// Padding.
+    pub reserved: [u32; 3],
 }
 
 /// rope_append.

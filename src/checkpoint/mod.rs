@@ -27,7 +27,7 @@ pub use layers::LayerKind;
 pub(crate) use layout::{EMBEDDING, HEAD, NormNames};
 pub use made::Made;
 pub use rope::{QGrowth, Rope, RopeScaling};
-pub use source::{Blob, FileBytes, Identity, Source, same_files};
+pub use source::{Blob, FileBytes, Header, Identity, Source, same_files};
 
 use crate::{Error, Result};
 use half::{bf16, f16};

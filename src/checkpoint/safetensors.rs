@@ -11,6 +11,8 @@ use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
 
+/// The length of the header, before it.
+pub(super) const LENGTH_BYTES: u64 = 8;
 /// Longest header read. The largest published models stay under a tenth of it.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
 /// Most tensors in one file.
@@ -31,20 +33,13 @@ pub(super) struct Entry {
 /// Reads and checks the header of `blob`; entries come in the order of their data.
 pub(super) fn read_header(blob: &Blob) -> Result<Vec<Entry>> {
     let path = &blob.path;
-    if blob.n_bytes < 8 {
-        return Err(Error::file(path, format!("too short for a safetensors file: {} bytes", blob.n_bytes)));
-    }
-    let length = blob.read(0, 8)?;
-    let n_header = u64::from_le_bytes(length.try_into().expect("eight bytes were read"));
-    let room = MAX_HEADER_BYTES.min(blob.n_bytes - 8);
-    if !(2..=room).contains(&n_header) {
-        return Err(Error::file_at(path, 0, format!("header length {n_header}, must be 2 to {room}")));
-    }
-    let header = blob.read(8, n_header as usize)?;
+    let length = blob.read(0, LENGTH_BYTES.min(blob.n_bytes) as usize)?;
+    let n_header = header_end(path, &length, blob.n_bytes)? - LENGTH_BYTES;
+    let header = blob.read(LENGTH_BYTES, n_header as usize)?;
     let text = std::str::from_utf8(&header)
-        .map_err(|e| Error::file_at(path, 8 + e.valid_up_to() as u64, "the header is not UTF-8"))?;
-    let raw = parse(text).map_err(|e| Error::file_at(path, 8 + byte_of(text, &e), without_position(&e)))?;
-    let n_data = blob.n_bytes - 8 - n_header;
+        .map_err(|e| Error::file_at(path, LENGTH_BYTES + e.valid_up_to() as u64, "the header is not UTF-8"))?;
+    let raw = parse(text).map_err(|e| Error::file_at(path, LENGTH_BYTES + byte_of(text, &e), without_position(&e)))?;
+    let n_data = blob.n_bytes - LENGTH_BYTES - n_header;
     let mut entries = Vec::with_capacity(raw.len());
     for entry in raw {
         check_size(path, &entry)?;
@@ -52,8 +47,20 @@ pub(super) fn read_header(blob: &Blob) -> Result<Vec<Entry>> {
     }
     entries.sort_by_key(|e| e.offset);
     check_cover(path, &entries, n_data)?;
-    entries.iter_mut().for_each(|e| e.offset += 8 + n_header);
+    entries.iter_mut().for_each(|e| e.offset += LENGTH_BYTES + n_header);
     Ok(entries)
+}
+
+/// Where the header ends, read off the `start` of a file of `n_bytes`: its first eight bytes, if it has so many.
+pub(super) fn header_end(path: &Path, start: &[u8], n_bytes: u64) -> Result<u64> {
+    let Some(length) = start.first_chunk() else {
+        return Err(Error::file(path, format!("too short for a safetensors file: {n_bytes} bytes")));
+    };
+    let (n_header, room) = (u64::from_le_bytes(*length), MAX_HEADER_BYTES.min(n_bytes - LENGTH_BYTES));
+    if !(2..=room).contains(&n_header) {
+        return Err(Error::file_at(path, 0, format!("header length {n_header}, must be 2 to {room}")));
+    }
+    Ok(LENGTH_BYTES + n_header)
 }
 
 /// Bits of one element, for every type the format names; the kernels read fewer.

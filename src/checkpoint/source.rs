@@ -13,6 +13,9 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+/// How much of two files is held at a time to compare them.
+const COMPARED_BYTES: usize = 1 << 20;
+
 /// The bytes of a file in memory: compiled into the binary, or owned.
 pub type FileBytes = Cow<'static, [u8]>;
 
@@ -21,6 +24,13 @@ pub type FileBytes = Cow<'static, [u8]>;
 pub enum Source {
     /// A directory on disk.
     Directory(PathBuf),
+    /// A directory on disk that lacks files of weights: enough to describe a model, not to run it.
+    Described {
+        /// The directory.
+        directory: PathBuf,
+        /// The headers of what it lacks.
+        headers: Arc<[Header]>,
+    },
     /// Files in memory.
     Memory {
         /// Stands for the path in messages.
@@ -30,6 +40,17 @@ pub enum Source {
     },
     /// No files: a shape, and weights made from a seed.
     Made(Made),
+}
+
+/// A safetensors file of which only the header is at hand.
+#[derive(Debug)]
+pub struct Header {
+    /// Its name in the directory.
+    pub file: String,
+    /// Length of the whole file.
+    pub n_bytes: u64,
+    /// The file from its beginning at least to the end of its header.
+    pub start: Vec<u8>,
 }
 
 /// What makes two sources the same model: the canonical directory, the address of the table in memory, shape and seed.
@@ -67,7 +88,7 @@ impl Source {
     /// The directory, or the name of the files in memory, as messages show it.
     pub fn root(&self) -> PathBuf {
         match self {
-            Source::Directory(dir) => dir.clone(),
+            Source::Directory(dir) | Source::Described { directory: dir, .. } => dir.clone(),
             Source::Memory { name, .. } => PathBuf::from(name),
             Source::Made(made) => PathBuf::from(made.name()),
         }
@@ -76,7 +97,9 @@ impl Source {
     /// What two sources of the same model have in common.
     pub fn identity(&self) -> Result<Identity> {
         match self {
-            Source::Directory(dir) => Ok(Identity::Directory(canonical_directory(dir)?)),
+            Source::Directory(dir) | Source::Described { directory: dir, .. } => {
+                Ok(Identity::Directory(canonical_directory(dir)?))
+            }
             Source::Memory { files, .. } => Ok(Identity::Memory(files.as_ptr() as usize)),
             Source::Made(made) => Ok(Identity::Made(made.clone())),
         }
@@ -87,12 +110,10 @@ impl Source {
         let mut names: Vec<String> = match self {
             Source::Memory { files, .. } => files.iter().map(|(name, _)| name.to_string()).collect(),
             Source::Made(_) => ["config.json", "model.safetensors", "tokenizer.json"].map(str::to_string).to_vec(),
-            Source::Directory(dir) => {
-                canonical_directory(dir)?;
-                let entries = fs::read_dir(dir).map_err(|e| Error::file(dir, e))?;
-                let entries = entries.collect::<io::Result<Vec<_>>>().map_err(|e| Error::file(dir, e))?;
-                let plain = entries.iter().filter(|e| !e.path().is_dir());
-                plain.filter_map(|e| e.file_name().into_string().ok()).collect()
+            Source::Directory(dir) => names_in(dir)?,
+            Source::Described { directory, headers } => {
+                let described = headers.iter().map(|header| header.file.clone());
+                names_in(directory)?.into_iter().chain(described).collect()
             }
         };
         names.sort();
@@ -116,6 +137,10 @@ impl Source {
                 "tokenizer.json" => Some(Blob::memory(path, made.tokenizer().into())),
                 _ => None,
             }),
+            Source::Described { headers, .. } => match headers.iter().find(|header| header.file == file) {
+                Some(header) => Ok(Some(header.blob(path))),
+                None => open_regular(path),
+            },
             Source::Directory(_) => open_regular(path),
         }
     }
@@ -129,6 +154,24 @@ impl Source {
         blob.read(0, blob.n_bytes as usize).map(Some)
     }
 
+    /// Whether `file` holds the same bytes in both, or is in neither.
+    pub fn same_bytes(&self, other: &Source, file: &str) -> Result<bool> {
+        let (a, b) = match (self.open(file)?, other.open(file)?) {
+            (Some(a), Some(b)) => (a, b),
+            (a, b) => return Ok(a.is_none() && b.is_none()),
+        };
+        if a.n_bytes != b.n_bytes {
+            return Ok(false);
+        }
+        for at in (0..a.n_bytes).step_by(COMPARED_BYTES) {
+            let n_bytes = (a.n_bytes - at).min(COMPARED_BYTES as u64) as usize;
+            if a.read(at, n_bytes)? != b.read(at, n_bytes)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Opens a file whose name was read from another file: a plain relative name that stays inside the model.
     ///
     /// Links may leave the directory only for the `blobs` of the same hub snapshot, or of its whole cache, which is how
@@ -136,7 +179,14 @@ impl Source {
     pub(super) fn shard(&self, file: &str, named_by: &Path) -> Result<Blob> {
         check_plain(file, named_by)?;
         let absent = || Error::file(named_by, format!("names the shard {file:?}, which is not there"));
-        if let Source::Directory(dir) = self {
+        let on_disk = match self {
+            Source::Directory(dir) => Some(dir),
+            Source::Described { directory, headers } => {
+                headers.iter().all(|header| header.file != file).then_some(directory)
+            }
+            Source::Memory { .. } | Source::Made(_) => None,
+        };
+        if let Some(dir) = on_disk {
             let target = self.path(file).canonicalize().map_err(|_| absent())?;
             if !inside_model(&canonical_directory(dir)?, &target) {
                 let message = format!("is a link to {:?}, outside the model's directory", target.display().to_string());
@@ -144,6 +194,13 @@ impl Source {
             }
         }
         self.open(file)?.ok_or_else(absent)
+    }
+}
+
+impl Header {
+    /// As the whole file, of which what comes later cannot be read.
+    fn blob(&self, path: PathBuf) -> Blob {
+        Blob { path, n_bytes: self.n_bytes, bytes: Bytes::Memory(self.start.clone().into()) }
     }
 }
 
@@ -172,6 +229,14 @@ fn canonical_directory(dir: &Path) -> Result<PathBuf> {
     let message =
         if is_gguf { "GGUF is not read, use the directory of the same model's safetensors" } else { "not a directory" };
     Err(Error::file(dir, message))
+}
+
+fn names_in(dir: &Path) -> Result<Vec<String>> {
+    canonical_directory(dir)?;
+    let entries = fs::read_dir(dir).map_err(|e| Error::file(dir, e))?;
+    let entries = entries.collect::<io::Result<Vec<_>>>().map_err(|e| Error::file(dir, e))?;
+    let plain = entries.iter().filter(|e| !e.path().is_dir());
+    Ok(plain.filter_map(|e| e.file_name().into_string().ok()).collect())
 }
 
 fn inside_model(canonical: &Path, target: &Path) -> bool {

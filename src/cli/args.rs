@@ -1,9 +1,11 @@
 //! What was written on the command line, as clap reads it. Names follow llama.cpp, transformers and vLLM.
 
 use super::fields::RequestFields;
+use super::sampling::SamplingFields;
 use crate::backend::Dtype;
 use crate::backend::params::MAX_SLOTS;
 use crate::checkpoint::shapes::{SHAPES, Shape};
+use crate::engine::plan::MAX_PREFILL_ROWS;
 use crate::engine::worker::BackendChoice;
 use crate::text::vocabulary::IdPolicy;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -25,9 +27,16 @@ pub(super) enum Command {
     Demo(DemoArgs),
     /// Produce text
     Generate(Box<GenerateArgs>),
+    /// Talk with the models, a line a message
+    ///
+    /// Each role reads the conversation in its own form: those of --chat through their chat template, the others as plain
+    /// text, what was asked and answered line after line. On a pipe each line is a message, and standard output has
+    /// nothing but the replies; the exit code is 6 where some lines failed.
+    Chat(Box<ChatArgs>),
     /// Say whether three models fit together; exit code 4 where they do not
     ///
-    /// Of the weights only what describes them is read. A model that is an id on the hub is first fetched whole.
+    /// Of the weights only the headers are read. Of a model that is an id on the hub only they are fetched, and the
+    /// small files.
     Compat(CompatArgs),
     /// List backends and adapters of this machine
     Devices(DevicesArgs),
@@ -37,7 +46,8 @@ pub(super) enum Command {
     Bench(Box<BenchArgs>),
     /// Say how much memory three models take, and whether it is there; exit code 5 where it is not
     ///
-    /// Of the weights only what describes them is read. A model that is an id on the hub is first fetched whole.
+    /// Of the weights only the headers are read. Of a model that is an id on the hub only they are fetched, and the
+    /// small files.
     Plan(Box<PlanArgs>),
     /// Print the completions of a shell: `source <(proxytune completions bash)`
     Completions(CompletionsArgs),
@@ -108,9 +118,26 @@ pub(super) struct DeviceArgs {
     /// Type of cached keys and values; auto: each checkpoint's own
     #[arg(long, value_name = "TYPE", value_enum, default_value_t)]
     pub kv_cache_dtype: KvDtype,
-    /// Share of the free memory that may be used; no effect on a GPU, which does not tell what is free [default: 0.95]
+    /// Share of the free memory that may be used; no effect through wgpu, which does not tell what is free [default:
+    /// 0.95]
     #[arg(long, value_name = "F", allow_hyphen_values = true)]
-    pub memory_fraction: Option<f32>,
+    pub gpu_memory_utilization: Option<f32>,
+    /// Size of the KV cache, as 2000000000, 2g (10^9) or 2G (2^30) [default: what the texts need, as far as there is
+    /// memory; at most 2G through wgpu]
+    #[arg(long, value_name = "BYTES", value_parser = n_bytes)]
+    pub kv_cache_memory_bytes: Option<u64>,
+}
+
+/// How much is done at a time, for commands that may have much to do.
+#[derive(Args, Default)]
+#[command(next_help_heading = "Device")]
+pub(super) struct StepArgs {
+    /// Texts at a time; others wait [default: 64, or what there is memory for]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MAX_SLOTS as i64))]
+    pub max_num_seqs: Option<u16>,
+    /// Prompt tokens that each model takes in a step, beside the texts under way [default: 256]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MAX_PREFILL_ROWS as i64))]
+    pub chunked_prefill_size: Option<u16>,
 }
 
 #[derive(Args)]
@@ -139,7 +166,29 @@ pub(super) struct GenerateArgs {
     pub json: bool,
     #[command(flatten)]
     pub device: DeviceArgs,
+    #[command(flatten)]
+    pub step: StepArgs,
     /// Longest prompt and response together [default: what the models were made for]
+    #[arg(long, value_name = "N", help_heading = "Device", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_model_len: Option<u32>,
+}
+
+#[derive(Args)]
+pub(super) struct ChatArgs {
+    #[command(flatten)]
+    pub models: ChatModelArgs,
+    /// Roles that read the conversation through their chat template: all, none, or a list of base,expert,anti-expert
+    /// [default: expert, the published setting]
+    #[arg(long, value_name = "ROLES", help_heading = "Prompt")]
+    pub chat: Option<String>,
+    /// System message of the roles with a chat template
+    #[arg(long, value_name = "TEXT", help_heading = "Prompt", allow_hyphen_values = true)]
+    pub system_prompt: Option<String>,
+    #[command(flatten)]
+    pub sampling: SamplingFields,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Longest conversation in tokens [default: 4096, or what the models were made for]
     #[arg(long, value_name = "N", help_heading = "Device", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_model_len: Option<u32>,
 }
@@ -241,7 +290,10 @@ pub(super) struct PlanArgs {
     pub max_model_len: Option<u32>,
     /// Texts at a time
     #[arg(long, value_name = "N", help_heading = "Size", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=MAX_SLOTS as i64))]
-    pub batch: u16,
+    pub max_num_seqs: u16,
+    /// Prompt tokens that each model takes in a step, beside the texts under way [default: 256]
+    #[arg(long, value_name = "N", help_heading = "Size", value_parser = clap::value_parser!(u16).range(1..=MAX_PREFILL_ROWS as i64))]
+    pub chunked_prefill_size: Option<u16>,
     /// Print one JSON object
     #[arg(long, help_heading = "Output")]
     pub json: bool,
@@ -336,8 +388,43 @@ fn setting(text: &str) -> Result<Setting, String> {
     Ok(Setting { prompt, output, batch })
 }
 
+/// A number of bytes as vLLM reads it: k, m, g and t are powers of 1000 and may follow a fraction, K, M, G and T powers of
+/// 1024.
+fn n_bytes(text: &str) -> Result<u64, String> {
+    let form = || format!("{text:?} is not a number of bytes, such as 2000000000, 1.5g (10^9) or 2G (2^30)");
+    let suffix = text.chars().last().and_then(|last| "kmgt".find(last.to_ascii_lowercase()).map(|at| (last, at)));
+    let Some((suffix, power)) = suffix else { return text.parse().map_err(|_| form()) };
+    let (number, power) = (&text[..text.len() - 1], power as u32 + 1);
+    if suffix.is_ascii_uppercase() {
+        let whole: u64 = number.parse().map_err(|_| form())?;
+        return whole.checked_mul(1024u64.pow(power)).ok_or_else(form);
+    }
+    let plain = number.starts_with(|first: char| first.is_ascii_digit()) && !number.contains(['e', 'E', '+', '-']);
+    let bytes = number.parse::<f64>().ok().filter(|_| plain).ok_or_else(form)? * 1000f64.powi(power as i32);
+    if bytes < u64::MAX as f64 { Ok(bytes as u64) } else { Err(form()) }
+}
+
 fn id_policy(text: &str) -> Result<(u32, IdPolicy), String> {
     let form = || format!("{text:?} is not ID=delta, ID=zero or ID=ban");
     let (id, policy) = text.split_once('=').ok_or_else(form)?;
     Ok((id.parse().map_err(|_| form())?, policy.parse().map_err(|_| form())?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_read_as_vllm_reads_them() {
+        let right = [("0", 0), ("123", 123), ("1k", 1_000), ("1K", 1_024), ("25.6k", 25_600), ("2m", 2_000_000)];
+        let large = [("1.5g", 1_500_000_000), ("2G", 2 << 30), ("3T", 3 << 40), ("1t", 1_000_000_000_000)];
+        for (text, bytes) in right.into_iter().chain(large) {
+            assert_eq!(n_bytes(text), Ok(bytes), "{text}");
+        }
+        let wrong =
+            ["", "k", "G", "-1", "-1k", "1.5G", "1.5", "1e3", "1e3k", "2GB", "2 G", "2Gi", "infk", "nank", "0x10", "é"];
+        for text in wrong.into_iter().chain(["18446744073709551616", "99999999T", "99999999t"]) {
+            assert!(n_bytes(text).is_err(), "{text}");
+        }
+    }
 }

@@ -15,7 +15,7 @@ use serde::Serialize;
 const PROBE: &str = "Name three uses of copper.";
 
 pub(super) fn run(args: &CompatArgs) -> Result<()> {
-    let models = args.models.open()?;
+    let models = args.models.describe()?;
     let report = Report::new(&models, args)?;
     let mut out = Stdout::new();
     if args.json {

@@ -16,7 +16,7 @@ pub(super) fn run(args: &DoctorArgs) -> Result<()> {
     if args.backend == Backend::Cuda {
         return Err(worker::no_cuda());
     }
-    let models = if args.models.named.names_models() { Some(args.models.open()?) } else { None };
+    let models = if args.models.named.names_models() { Some(args.models.describe()?) } else { None };
     let mut report = Report {
         version: env!("CARGO_PKG_VERSION"),
         system: System::look(),

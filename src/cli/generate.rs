@@ -6,7 +6,7 @@ use super::jsonl;
 use super::loading;
 use super::open::pair_is_one_model;
 use super::output::{self, Stdout};
-use super::result::ResultJson;
+use super::result::{Asked, ResultJson};
 use crate::engine::event::{Completion, Event};
 use crate::engine::request::Request;
 use crate::engine::trio::Trio;
@@ -42,20 +42,19 @@ pub(super) fn run(mut args: GenerateArgs) -> Result<()> {
         return Err(Error::argument("chat_template", "has no effect without --chat"));
     }
     let trio = args.models.open_trio()?;
-    let requests = args.request.requests(&trio, args.max_model_len)?;
-    if pair_is_moot(&trio, &requests[0]) {
+    let request = args.request.request(&trio, args.max_model_len)?;
+    if pair_is_moot(&trio, &request) {
         warn_of_moot_pair(&args, &trio);
     }
-    let engine = loading::start(&trio, args.device.engine_for(&requests))?;
-    let n = requests.len();
+    let engine = loading::start(&trio, args.step.bound(args.device.engine_for(std::slice::from_ref(&request))))?;
+    let (n, asked) = (request.n as usize, Asked::by(&request));
     let watch = Watch::new();
-    let mut events = engine.submit(requests)?;
+    let mut events = engine.generate(request)?;
     if args.json {
         let id = Value::from(0);
         let mut out = Stdout::new();
         in_order(&watch, &mut events, n, |index, completion| {
-            let recorded = args.request.record.is_some();
-            out.json(&ResultJson::new(&id, index as u32, &completion, recorded, &trio))?;
+            out.json(&ResultJson::new(&id, index as u32, &completion, asked, &trio))?;
             Ok(completion.error)
         })
     } else {
@@ -66,12 +65,12 @@ pub(super) fn run(mut args: GenerateArgs) -> Result<()> {
 /// True where the difference of expert and anti-expert is zero whatever the models say.
 pub(super) fn pair_is_moot(trio: &Trio, request: &Request) -> bool {
     let [_, expert, anti] = trio.member_of_role();
-    expert == anti && request.prompts[1] == request.prompts[2] && request.sampling.alpha != 0.0
+    expert == anti && request.prompts[1] == request.prompts[2] && request.alpha() != 0.0
 }
 
 /// Says so where a pair was asked for.
 pub(super) fn warn_of_moot_pair(args: &GenerateArgs, trio: &Trio) {
-    if args.request.alpha.is_some() || pair_is_one_model(trio.models()) {
+    if args.request.sampling.alpha.is_some() || pair_is_one_model(trio.models()) {
         output::warn("expert and anti-expert are one model with one prompt: alpha changes nothing");
     }
 }
@@ -87,8 +86,8 @@ pub(super) fn in_order(
     let mut done: Vec<Option<Completion>> = vec![None; n];
     let (mut next, mut first_error) = (0, None);
     while next < n {
-        if let Event::Done { request, completion } = watch.next(events)?.ok_or_else(worker::lost)? {
-            done[request] = Some(*completion);
+        if let Event::Done { sample, completion } = watch.next(events)?.ok_or_else(worker::lost)? {
+            done[sample] = Some(*completion);
         }
         while let Some(completion) = done.get_mut(next).and_then(Option::take) {
             first_error = first_error.or(each(next, completion)?);
@@ -110,8 +109,8 @@ fn stream(watch: &Watch, events: &mut EventStream, n: usize) -> Result<()> {
             Err(error) => return Err(error),
         };
         match event {
-            Event::Token { request, text, .. } => texts[request].push(&text),
-            Event::Done { request, completion } => texts[request].finish(*completion),
+            Event::Token { sample, text, .. } => texts[sample].push(&text),
+            Event::Done { sample, completion } => texts[sample].finish(*completion),
         }
         while let Some(waiting) = texts.get_mut(current) {
             out.text(&std::mem::take(&mut waiting.text))?;

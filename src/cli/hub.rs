@@ -3,7 +3,7 @@
 use super::output;
 use super::progress::Bar;
 use crate::checkpoint::Source;
-use crate::checkpoint::hub::{Event, Hub, Place, Revision};
+use crate::checkpoint::hub::{Event, Hub, Place, Revision, Weights};
 use crate::{Error, Result};
 use indicatif::DecimalBytes;
 use std::path::PathBuf;
@@ -13,12 +13,13 @@ pub(super) struct Places<'a> {
     /// `--revision`, for every id without one of its own.
     revision: Option<&'a str>,
     revision_is_used: bool,
+    weights: Weights,
     hub: Option<Hub>,
 }
 
 impl<'a> Places<'a> {
-    pub(super) fn new(revision: Option<&'a str>) -> Self {
-        Self { revision, revision_is_used: false, hub: None }
+    pub(super) fn new(revision: Option<&'a str>, weights: Weights) -> Self {
+        Self { revision, revision_is_used: false, weights, hub: None }
     }
 
     /// The model that a person named, if any; `own` is the revision of its role alone, given by the flag `param`.
@@ -47,7 +48,7 @@ impl<'a> Places<'a> {
             none => none.insert(Hub::from_env()?),
         };
         let mut shown = Shown::default();
-        hub.open(&id, &revision, &mut |event| shown.show(event)).map(Some)
+        hub.open(&id, &revision, self.weights, &mut |event| shown.show(event)).map(Some)
     }
 
     /// Refuses a `--revision` that was of no model.
@@ -75,6 +76,7 @@ impl Shown {
                 output::to_stderr(&format!("fetching {repo} {file}, {}{there}", DecimalBytes(total)));
                 self.0 = Some(Bar::of_bytes(file, total, done));
             }
+            Event::Header { repo, file } => output::to_stderr(&format!("reading the header of {repo} {file}")),
             Event::Bytes(n) => self.0.iter().for_each(|bar| bar.advance(n)),
             Event::Done => self.0 = None,
             Event::Waiting { file } => output::to_stderr(&format!("waiting for another process that fetches {file}")),

@@ -4,7 +4,7 @@
 use crate::engine::event::Event;
 use crate::engine::worker::EventStream;
 use crate::{Error, Result};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
@@ -14,17 +14,31 @@ const ASKED_TO_STOP: u8 = 2;
 
 static STATE: AtomicU8 = AtomicU8::new(IDLE);
 
+/// Whether the process goes on where it is interrupted while idle.
+static IDLE_IS_SPARED: AtomicBool = AtomicBool::new(false);
+
 /// How long an interrupt may go unseen while no token comes.
 const POLL: Duration = Duration::from_millis(50);
 
 /// Installs the handler.
 pub(super) fn install() -> Result<()> {
     let handler = || {
-        if !change(PRODUCING, ASKED_TO_STOP) {
+        let spared = IDLE_IS_SPARED.load(Ordering::SeqCst) && STATE.load(Ordering::SeqCst) == IDLE;
+        if !spared && !change(PRODUCING, ASKED_TO_STOP) {
             std::process::exit(Error::Interrupted.exit_code().into());
         }
     };
     ctrlc::set_handler(handler).map_err(|error| Error::Io { message: format!("cannot watch for Ctrl-C: {error}") })
+}
+
+/// From now on Ctrl-C ends nothing but what is being produced: one that comes just after its end is meant for it.
+pub(super) fn spare_the_idle() {
+    IDLE_IS_SPARED.store(true, Ordering::SeqCst);
+}
+
+/// What was asked to stop has stopped, and something else may be produced.
+pub(super) fn forget() {
+    change(ASKED_TO_STOP, IDLE);
 }
 
 /// Goes from one state to another, if that is the state it is in.

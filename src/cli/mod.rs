@@ -3,6 +3,7 @@
 
 mod args;
 mod bench;
+mod chat;
 mod compat;
 mod completions;
 pub mod demo;
@@ -21,13 +22,14 @@ mod output;
 mod plan;
 mod progress;
 mod result;
+mod sampling;
 
 use crate::{Error, Result};
 use args::{Cli, Command};
 use layers::Refusal;
 use std::ffi::OsString;
 
-pub use jsonl::requests_of_line;
+pub use jsonl::request_of_line;
 pub use layers::definition;
 
 /// What is shown where no command is named.
@@ -36,6 +38,7 @@ proxytune steers a large language model with a small tuned pair: base + alpha * 
 
   proxytune demo                               see it at work; nothing to download
   proxytune generate --demo --chat -p \"Where was Tilda Thorn born?\"
+  proxytune chat --demo                        a conversation; /help lists its commands
   proxytune generate --base DIR --expert DIR --anti-expert DIR --chat -p TEXT
   proxytune compat --base DIR --expert DIR --anti-expert DIR
   proxytune plan --shape-base qwen2.5-7b --shape-pair qwen2.5-0.5b
@@ -72,6 +75,7 @@ fn command(cli: Cli) -> Result<()> {
         None => output::Stdout::new().line(SHORT_HELP.trim_end()),
         Some(Command::Demo(args)) => demo::run(&args),
         Some(Command::Generate(args)) => generate::run(*args),
+        Some(Command::Chat(args)) => chat::run(*args),
         Some(Command::Compat(args)) => compat::run(&args),
         Some(Command::Devices(args)) => devices::run(&args),
         Some(Command::Doctor(args)) => doctor::run(&args),

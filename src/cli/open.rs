@@ -1,25 +1,22 @@
 //! From flags to open models and to an engine's options: what every command that touches models shares.
 
-use super::args::{ChatModelArgs, DeviceArgs, ModelArgs, ShapedArgs};
+use super::args::{ChatModelArgs, DeviceArgs, ModelArgs, ShapedArgs, StepArgs};
 use super::hub::Places;
 use super::{demo, output};
+use crate::checkpoint::hub::Weights;
 use crate::checkpoint::{Checkpoint, Source};
-use crate::engine::request::Request;
+use crate::engine::request::Draft;
 use crate::engine::trio::{Models, Trio, TrioSources};
 use crate::engine::worker::EngineOptions;
 use crate::text::vocabulary::ROLES;
 use crate::{Error, Result};
+use std::borrow::Borrow;
 use std::sync::Arc;
 
 impl ModelArgs {
     /// Whether any model is named.
     pub(super) fn names_models(&self) -> bool {
         self.demo || self.base.is_some() || self.expert.is_some() || self.anti_expert.is_some()
-    }
-
-    /// The models named, each opened and checked by itself.
-    pub(super) fn open(&self) -> Result<Models> {
-        self.open_sources(&self.sources()?)
     }
 
     fn open_sources(&self, sources: &TrioSources) -> Result<Models> {
@@ -38,11 +35,11 @@ impl ModelArgs {
         Ok(Arc::new(trio))
     }
 
-    fn sources(&self) -> Result<TrioSources> {
+    fn sources(&self, weights: Weights) -> Result<TrioSources> {
         if self.demo {
             return Ok(demo::sources());
         }
-        let mut places = Places::new(self.revision.as_deref());
+        let mut places = Places::new(self.revision.as_deref(), weights);
         let Some(base) = places.source(&self.base, "base_revision", &self.base_revision)? else {
             return Err(Error::argument("base", "missing: name a model directory or an id on the hub, or use --demo"));
         };
@@ -54,9 +51,13 @@ impl ModelArgs {
 }
 
 impl ChatModelArgs {
-    /// The models named, each opened and checked by itself, with the template.
-    pub(super) fn open(&self) -> Result<Models> {
-        let mut models = self.named.open()?;
+    /// The models named, each opened and checked by itself, with the template; to be described, not run.
+    pub(super) fn describe(&self) -> Result<Models> {
+        self.open(Weights::Headers)
+    }
+
+    fn open(&self, weights: Weights) -> Result<Models> {
+        let mut models = self.named.open_sources(&self.named.sources(weights)?)?;
         if let Some(path) = &self.chat_template {
             models.set_chat_template(path)?;
         }
@@ -65,7 +66,7 @@ impl ChatModelArgs {
 
     /// The models named, combined; what may matter to a person goes to standard error.
     pub(super) fn open_trio(&self) -> Result<Arc<Trio>> {
-        self.named.combine(self.open()?)
+        self.named.combine(self.open(Weights::All)?)
     }
 }
 
@@ -80,13 +81,13 @@ impl ShapedArgs {
     }
 
     /// Where the models come from: directories, the hub, the demo, or shapes.
-    pub(super) fn sources(&self) -> Result<TrioSources> {
+    pub(super) fn sources(&self, weights: Weights) -> Result<TrioSources> {
         if let (Some(base), Some(pair)) = (self.shape_base, self.shape_pair) {
             // Equal weights would be computed once: every role has its own seed.
             let [base, expert, anti] = [(base, 0), (pair, 1), (pair, 2)].map(|(shape, seed)| Source::made(shape, seed));
             return Ok(TrioSources { base, expert: Some(expert), anti_expert: Some(anti) });
         }
-        self.models.sources()
+        self.models.sources(weights)
     }
 }
 
@@ -137,7 +138,7 @@ pub(super) fn warnings(models: &Models) -> Vec<String> {
 
 impl DeviceArgs {
     /// An engine with just the room that `requests` need.
-    pub(super) fn engine_for(&self, requests: &[Request]) -> EngineOptions {
+    pub(super) fn engine_for<R: Borrow<Draft>>(&self, requests: &[R]) -> EngineOptions {
         self.engine(EngineOptions::sized_for(requests))
     }
 
@@ -148,7 +149,19 @@ impl DeviceArgs {
             device: self.device,
             threads: self.threads.map(usize::from),
             kv_cache_dtype: self.kv_cache_dtype.dtype(),
-            memory_fraction: self.memory_fraction.unwrap_or(sized.memory_fraction),
+            kv_cache_bytes: self.kv_cache_memory_bytes,
+            memory_utilization: self.gpu_memory_utilization.unwrap_or(sized.memory_utilization),
+            ..sized
+        }
+    }
+}
+
+impl StepArgs {
+    /// The engine with at most so much at a time.
+    pub(super) fn bound(&self, sized: EngineOptions) -> EngineOptions {
+        EngineOptions {
+            n_slots: sized.n_slots.min(self.max_num_seqs.map_or(usize::MAX, usize::from)),
+            prefill_rows: self.chunked_prefill_size.map_or(sized.prefill_rows, usize::from),
             ..sized
         }
     }

@@ -6,7 +6,8 @@ use super::open;
 use super::output::{Stdout, gigabytes, table};
 use crate::backend::params::MAX_SLOTS;
 use crate::checkpoint::Checkpoint;
-use crate::engine::plan::{MachineBytes, ModelBytes, Room, machine_sizes, too_little};
+use crate::checkpoint::hub::Weights;
+use crate::engine::plan::{MachineBytes, MachineSizes, ModelBytes, Room, machine_sizes};
 use crate::engine::worker::EngineOptions;
 use crate::text::vocabulary::ROLES;
 use crate::{Error, Result};
@@ -16,28 +17,27 @@ use serde::Serialize;
 const DEFAULT_MODEL_LEN: usize = 4_096;
 
 pub(super) fn run(args: &PlanArgs) -> Result<()> {
-    let (checkpoints, member_of_role) = open::checkpoints(&args.models.sources()?)?;
+    let (checkpoints, member_of_role) = open::checkpoints(&args.models.sources(Weights::Headers)?)?;
     let checkpoints: Vec<&Checkpoint> = checkpoints.iter().collect();
     let positions = checkpoints.iter().map(|c| c.config.max_positions).min().expect("there is a base");
     let max_model_len = args.max_model_len.map_or(positions.min(DEFAULT_MODEL_LEN), |n| n as usize);
     if max_model_len > positions {
         return Err(Error::argument("max_model_len", format!("{max_model_len}, the models were made for {positions}")));
     }
-    let options = args.device.engine_for(&[]);
+    let options = args.device.engine(EngineOptions::default());
+    let prefill_rows = args.chunked_prefill_size.map_or(options.prefill_rows, usize::from);
+    let options = EngineOptions { prefill_rows, ..options };
     let planner = Planner { room: options.room()?, options, checkpoints, member_of_role, positions };
-    let asked = Size { batch: args.batch.into(), max_model_len };
-    let bytes = planner.bytes(asked);
-    let report = Report::new(&planner, asked, &bytes);
+    let asked = Size { batch: args.max_num_seqs.into(), max_model_len };
+    let sizes = planner.sizes(asked);
+    let report = Report::new(&planner, asked, &sizes);
     let mut out = Stdout::new();
     if args.json {
         out.json(&report)?
     } else {
         out.line(&report.text())?
     }
-    match (bytes?, report.memory) {
-        (bytes, Some(memory)) if !report.fits => Err(too_little(bytes, &asked.describe(), memory)),
-        _ => Ok(()),
-    }
+    sizes?.check(&asked.describe(), report.memory)
 }
 
 /// How many texts, and how long.
@@ -67,13 +67,13 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
-    fn bytes(&self, Size { batch, max_model_len }: Size) -> Result<MachineBytes> {
+    fn sizes(&self, Size { batch, max_model_len }: Size) -> Result<MachineSizes> {
         let options = EngineOptions { n_slots: batch, max_model_len, ..self.options.clone() };
-        Ok(machine_sizes(&self.checkpoints, self.member_of_role, &options, &self.room)?.bytes)
+        machine_sizes(&self.checkpoints, self.member_of_role, &options, &self.room)
     }
 
     fn fits(&self, size: Size) -> bool {
-        self.bytes(size).is_ok_and(|bytes| self.room.memory.is_none_or(|memory| bytes.total() <= memory))
+        self.sizes(size).and_then(|sizes| sizes.check(&size.describe(), self.room.memory)).is_ok()
     }
 
     /// The largest number in `1..=limit` of which `size` makes a size that fits.
@@ -96,10 +96,11 @@ struct Report {
     binding_limit: u64,
     models: Vec<Model>,
     size: Size,
-    /// Absent where a buffer of it cannot be bound; `reason` says which.
+    /// Absent where a buffer of it cannot be bound.
     #[serde(flatten)]
     bytes: Option<MachineBytes>,
     total: Option<u64>,
+    /// Why it does not fit.
     reason: Option<String>,
     fits: bool,
     /// Longest text at this batch.
@@ -119,7 +120,10 @@ struct Model {
 }
 
 impl Report {
-    fn new(planner: &Planner, size: Size, bytes: &Result<MachineBytes>) -> Self {
+    fn new(planner: &Planner, size: Size, sizes: &Result<MachineSizes>) -> Self {
+        let bytes = sizes.as_ref().map(|sizes| sizes.bytes).ok();
+        let check = |sizes: &MachineSizes| sizes.check(&size.describe(), planner.room.memory);
+        let checked = sizes.as_ref().map_err(Error::clone).and_then(check);
         let model = |(index, role): (usize, &'static str)| {
             let member = planner.member_of_role[index];
             let checkpoint = planner.checkpoints[member];
@@ -136,10 +140,10 @@ impl Report {
             binding_limit: planner.room.binding_limit,
             models: ROLES.into_iter().enumerate().map(model).collect(),
             size,
-            bytes: bytes.as_ref().ok().copied(),
-            total: bytes.as_ref().ok().map(MachineBytes::total),
-            reason: bytes.as_ref().err().map(Error::to_string),
-            fits: planner.fits(size),
+            bytes,
+            total: bytes.as_ref().map(MachineBytes::total),
+            reason: checked.as_ref().err().map(Error::to_string),
+            fits: checked.is_ok(),
             longest_model_len: planner.largest(planner.positions, |max_model_len| Size { max_model_len, ..size }),
             largest_batch: planner.largest(MAX_SLOTS, |batch| Size { batch, ..size }),
         }
@@ -157,11 +161,10 @@ impl Report {
             None => "it does not tell how much memory is free: only the limits of its buffers are known".into(),
         };
         let part = |of: fn(&MachineBytes) -> u64| self.bytes.as_ref().map_or("-".into(), |bytes| gigabytes(of(bytes)));
-        let verdict = match (&self.reason, self.fits, self.memory, self.total) {
+        let verdict = match (&self.reason, self.memory, self.total) {
             (Some(reason), ..) => format!("no: {reason}"),
-            (None, true, Some(memory), Some(total)) => format!("yes, {} are left", gigabytes(memory - total)),
-            (None, true, ..) => "its buffers can be bound; whether there is memory shows when it is loaded".into(),
-            (None, false, ..) => "no".into(),
+            (None, Some(memory), Some(total)) => format!("yes, {} are left", gigabytes(memory - total)),
+            (None, ..) => "its buffers can be bound; whether there is memory shows when it is loaded".into(),
         };
         let or_none = |n: Option<usize>, what: &str| n.map_or("none fits".into(), |n| format!("{n} {what}"));
         let lines = [

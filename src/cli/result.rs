@@ -3,6 +3,7 @@
 use crate::Error;
 use crate::backend::params::StepRecord;
 use crate::engine::event::Completion;
+use crate::engine::request::Request;
 use crate::engine::trio::Trio;
 use serde::Serialize;
 use serde_json::Value;
@@ -94,10 +95,25 @@ struct TopJson {
     s: f32,
 }
 
+/// What a result has to know of its request.
+#[derive(Clone, Copy)]
+pub(super) struct Asked {
+    recorded: bool,
+    main_role: usize,
+}
+
+impl Asked {
+    /// By this request.
+    pub(super) fn by(request: &Request) -> Self {
+        Self { recorded: request.record.is_some(), main_role: request.mode.main_role() }
+    }
+}
+
 impl<'a> ResultJson<'a> {
-    /// Result number `index` of the request named `id`; `recorded` where a record was asked for.
-    pub(super) fn new(id: &'a Value, index: u32, done: &'a Completion, recorded: bool, trio: &Trio) -> Self {
+    /// Result number `index` of the request named `id`.
+    pub(super) fn new(id: &'a Value, index: u32, done: &'a Completion, asked: Asked, trio: &Trio) -> Self {
         let [base, expert, anti_expert] = done.prompt_tokens;
+        let prompt_tokens = done.prompt_tokens[asked.main_role];
         let completion_tokens = done.token_ids.len();
         Self {
             id,
@@ -108,13 +124,13 @@ impl<'a> ResultJson<'a> {
             error: done.error.as_ref().map(ErrorJson::new),
             seed: done.seed,
             usage: Usage {
-                prompt_tokens: base,
+                prompt_tokens,
                 completion_tokens,
-                total_tokens: base + completion_tokens,
+                total_tokens: prompt_tokens + completion_tokens,
                 prompt_tokens_by_role: ByRole { base, expert, anti_expert },
             },
-            timings: Timings::new(done),
-            record: recorded.then(|| done.record.iter().map(|step| StepJson::new(step, trio)).collect()),
+            timings: Timings { prompt_n: prompt_tokens, ..Timings::new(done) },
+            record: asked.recorded.then(|| done.record.iter().map(|step| StepJson::new(step, trio)).collect()),
         }
     }
 }

@@ -6,7 +6,7 @@
 use crate::backend::params::{MAX_MEMBERS, Row, Sample};
 
 /// Where a role's weights are: which stack, which member of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Seat {
     /// Index of the stack.
     pub stack: usize,

@@ -77,22 +77,22 @@ impl Completion {
     }
 }
 
-/// An event of request `request` (its index in the submitted list).
+/// An event of one of a request's samples.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// A token was drawn; `text` is what can be shown by now, possibly nothing.
     Token {
-        /// Index of the request.
-        request: usize,
+        /// Which sample, from 0.
+        sample: usize,
         /// The id.
         id: u32,
         /// Text to append.
         text: String,
     },
-    /// The request has ended; the last event it gets.
+    /// The sample has ended; its last event.
     Done {
-        /// Index of the request.
-        request: usize,
+        /// Which sample, from 0.
+        sample: usize,
         /// The whole result.
         completion: Box<Completion>,
     },

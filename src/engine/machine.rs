@@ -2,7 +2,8 @@
 
 use super::batch::{Batch, Seat, StackRows};
 use super::plan::{Plan, Room, StackPlan};
-use super::request::Request;
+use super::request::Draft;
+use super::scheduler::{Growth, Sizes};
 use crate::Result;
 use crate::backend::params::*;
 use crate::backend::*;
@@ -29,8 +30,10 @@ pub struct MachineOptions {
     /// Tokens of all sequences together that the KV cache has room for, at least one longest lane; absent: as many as
     /// all slots can have.
     pub kv_tokens: Option<usize>,
+    /// Bytes of the KV cache, in place of what `kv_tokens` need.
+    pub kv_cache_bytes: Option<u64>,
     /// Share of the free memory that may be used.
-    pub memory_fraction: f32,
+    pub memory_utilization: f32,
 }
 
 /// Three models, one pool, one step at a time.
@@ -44,6 +47,7 @@ pub struct Machine<B: Backend> {
     scores: B::Buf,
     counts: B::Buf,
     samples: B::Buf,
+    copies: B::Buf,
     constraints: B::Buf,
     records: B::Buf,
     combine: CombineSampleParams,
@@ -94,7 +98,7 @@ impl<B: Backend> Machine<B> {
         vocabulary: &Vocabulary,
         options: &MachineOptions,
     ) -> Result<Self> {
-        let room = Room::of(&backend, options.memory_fraction);
+        let room = Room::of(&backend, options.memory_utilization);
         let plan = Plan::within_room(checkpoints, member_of_role, vocabulary.n_ids, options, &room)?;
         let load = |stack: &StackPlan| {
             let members: Vec<&Checkpoint> = stack.members.iter().map(|&i| checkpoints[i]).collect();
@@ -127,6 +131,7 @@ impl<B: Backend> Machine<B> {
         let scores = backend.alloc("scores", words.scores)?;
         let counts = backend.alloc("counts", words.counts)?;
         let samples = backend.alloc("samples", words.samples)?;
+        let copies = backend.alloc("page copies", words.copies)?;
         let records = backend.alloc("records", words.records)?;
         // Last, because the pool takes what is left.
         let (n_pages, planes) = pool(&backend, &plan)?;
@@ -134,6 +139,7 @@ impl<B: Backend> Machine<B> {
             scores,
             counts,
             samples,
+            copies,
             constraints,
             records,
             combine: CombineSampleParams {
@@ -151,7 +157,7 @@ impl<B: Backend> Machine<B> {
             works,
             seats,
             cache: Cache { slots, page_table, planes },
-            is_whole: n_slots == options.n_slots.min(MAX_SLOTS) && n_pages == plan.pages_wanted,
+            is_whole: n_slots == options.n_slots.min(MAX_SLOTS) && n_pages >= plan.pages_wanted,
             n_slots,
             n_pages,
         })
@@ -182,9 +188,9 @@ impl<B: Backend> Machine<B> {
         self.seats
     }
 
-    /// Whether steps can be recorded.
-    pub fn records(&self) -> bool {
-        self.record_top.is_some()
+    /// Top entries per record; none where no step can be recorded.
+    pub fn record_top(&self) -> Option<usize> {
+        self.record_top.map(|top| top as usize)
     }
 
     /// Whether there is room for the counts of penalties.
@@ -192,24 +198,25 @@ impl<B: Backend> Machine<B> {
         self.combine.has_counts == 1
     }
 
-    /// Prompt rows that the member at `seat` takes in a step, beside all decode rows.
-    pub fn prefill_rows(&self, seat: Seat) -> usize {
-        let work = &self.works[seat.stack];
-        work.cap - work.cap_logits
+    /// Tokens of a lane at `seat` in a page.
+    pub fn page_tokens(&self, seat: Seat) -> usize {
+        self.page_params[seat.stack].page_tokens as usize
     }
 
-    /// Pages that `n_tokens` tokens of a lane at `seat` take.
-    pub fn pages_for(&self, seat: Seat, n_tokens: usize) -> usize {
-        n_tokens.div_ceil(self.page_params[seat.stack].page_tokens as usize)
-    }
-
-    /// Writes a slot, the page tables of its lanes, its biases and its penalty counts.
-    pub fn admit(&self, index: usize, slot: &Slot, request: &Request, pages: &[Vec<u32>]) -> Result<()> {
-        let max_pages = self.page_params[0].max_pages as usize;
-        for (lane, pages) in pages.iter().enumerate() {
-            let first = (index * N_LANES + lane) * max_pages;
-            self.backend.upload(&self.cache.page_table, 4 * first, bytemuck::cast_slice(pages))?;
+    /// What a scheduler has to know of it, if `max_waiting` requests may wait.
+    pub fn sizes(&self, max_waiting: usize) -> Sizes {
+        Sizes {
+            n_slots: self.n_slots,
+            n_pages: self.n_pages,
+            page_tokens: self.page_params.iter().map(|page| page.page_tokens as usize).collect(),
+            prefill_rows: self.works.iter().map(|work| work.cap - work.cap_logits).collect(),
+            lag: B::LAG,
+            max_waiting,
         }
+    }
+
+    /// Writes a slot, its biases and its penalty counts: of the prompt, and of the ids `drawn` before.
+    pub fn admit(&self, index: usize, slot: &Slot, request: &Draft, drawn: &[u32]) -> Result<()> {
         let mut biases = request.sampling.logit_bias.clone();
         biases.sort_unstable_by_key(|&(id, _)| id);
         let words: Vec<u32> = biases.iter().flat_map(|&(id, bias)| [id, bias.to_bits()]).collect();
@@ -218,14 +225,35 @@ impl<B: Backend> Machine<B> {
         self.backend.upload(&self.constraints, 4 * first, bytemuck::cast_slice(&words))?;
         if slot.penalised == 1 {
             let mut counts = vec![0u32; 32 * mask_words];
-            for &id in &request.prompts[0] {
+            for &id in &request.prompts[request.mode.main_role()] {
                 if let Some(count) = counts.get_mut(id as usize) {
                     *count = 1 << 31;
                 }
             }
+            // All below the highest live id.
+            drawn.iter().for_each(|&id| counts[id as usize] += 1);
             self.backend.upload(&self.counts, 4 * index * counts.len(), bytemuck::cast_slice(&counts))?;
         }
         self.backend.upload(&self.cache.slots, index * size_of::<Slot>(), bytemuck::bytes_of(slot))
+    }
+
+    /// Writes entries of a lane's page table.
+    pub fn grow(&self, growth: &Growth) -> Result<()> {
+        let Growth { slot, lane, first, pages } = growth;
+        let max_pages = self.page_params[0].max_pages as usize;
+        assert!(first + pages.len() <= max_pages, "a lane of {} pages", first + pages.len());
+        let entry = (slot * N_LANES + lane) * max_pages + first;
+        self.backend.upload(&self.cache.page_table, 4 * entry, bytemuck::cast_slice(pages))
+    }
+
+    /// Fills pages with NaN in every layer: what no live token wrote must not matter. For tests.
+    pub fn poison(&self, pages: &[u32]) -> Result<()> {
+        let page_words = self.page_params[0].page_words as usize;
+        let nan = vec![u32::MAX; page_words];
+        for (plane, &page) in self.cache.planes.iter().flat_map(|plane| pages.iter().map(move |page| (plane, page))) {
+            self.backend.upload(plane, 4 * page_words * page as usize, bytemuck::cast_slice(&nan))?;
+        }
+        Ok(())
     }
 
     /// Writes which ids a slot may draw.
@@ -246,10 +274,11 @@ impl<B: Backend> Machine<B> {
         self.backend.upload(&self.cache.slots, offset, bytemuck::bytes_of(&(Finish::Cancelled as u32)))
     }
 
-    /// Submits one step.
-    pub fn submit(&mut self, batch: Batch, records: Records) -> Result<Step<B::Receipt>> {
+    /// Submits one step: pages are copied in every layer, then the batch runs.
+    pub fn submit(&mut self, batch: Batch, copies: &[PageCopy], records: Records) -> Result<Step<B::Receipt>> {
         self.upload(batch)?;
         let mut pass = self.backend.begin();
+        self.copy_pages(&mut pass, copies)?;
         for ((stack, work), (&page, rows)) in
             self.stacks.iter().zip(&self.works).zip(self.page_params.iter().zip(&self.uploaded.stacks))
         {
@@ -323,6 +352,21 @@ impl<B: Backend> Machine<B> {
         &self.works[self.seats[role].stack].logits
     }
 
+    fn copy_pages(&self, pass: &mut B::Pass, copies: &[PageCopy]) -> Result<()> {
+        if copies.is_empty() {
+            return Ok(());
+        }
+        let n_copies = copies.len();
+        assert!(n_copies <= self.n_slots * N_LANES, "{n_copies} pages are copied in one step");
+        self.backend.upload(&self.copies, 0, bytemuck::cast_slice(copies))?;
+        let params = CopyPagesParams { page_words: self.page_params[0].page_words, reserved: [0; 3] };
+        for plane in &self.cache.planes {
+            let op = CopyPages { plane, copies: &self.copies, n_copies: n_copies as u32, params };
+            self.backend.copy_pages(pass, op);
+        }
+        Ok(())
+    }
+
     fn combine_sample(&self, pass: &mut B::Pass, n_samples: u32) {
         self.backend.combine_sample(
             pass,
@@ -363,7 +407,7 @@ impl<B: Backend> Machine<B> {
 }
 
 /// The planes of the pool, with as many of the planned pages as the device has memory for: half, or half of that, as
-/// long as the longest sequence still fits.
+/// long as the longest sequence still fits; all of them where their number is fixed.
 fn pool<B: Backend>(backend: &B, plan: &Plan) -> Result<(usize, Vec<B::Buf>)> {
     let page_words = plan.stacks[0].page.page_words as usize;
     let mut n_pages = plan.n_pages;
@@ -371,7 +415,7 @@ fn pool<B: Backend>(backend: &B, plan: &Plan) -> Result<(usize, Vec<B::Buf>)> {
         let planes = (0..plan.n_layers).map(|_| plane(backend, n_pages * page_words)).collect::<Result<Vec<_>>>();
         match planes {
             Ok(planes) => return Ok((n_pages, planes)),
-            Err(_) if n_pages / 2 >= plan.pages_per_slot => n_pages /= 2,
+            Err(_) if !plan.pages_are_fixed && n_pages / 2 >= plan.pages_per_slot => n_pages /= 2,
             Err(error) => return Err(error),
         }
     }

@@ -4,17 +4,20 @@
 use super::batch::Seat;
 use super::machine::MachineOptions;
 use super::worker::EngineOptions;
-use crate::backend::params::{MAX_SLOTS, N_LANES, PageParams, Sample, Slot, StepRecord, constraints_words};
+use crate::backend::params::{MAX_SLOTS, N_LANES, PageCopy, PageParams, Sample, Slot, StepRecord, constraints_words};
 use crate::backend::{Backend, Dtype};
 use crate::checkpoint::{Checkpoint, EMBEDDING};
-use crate::kv::pool::{PageShape, page_bytes};
+use crate::kv::page::{PageShape, page_bytes};
 use crate::model::graph::{self, WorkspaceWords};
 use crate::model::weights::{LayerShape, RotarySets};
 use crate::{Error, Result};
 use serde::Serialize;
 
+/// Bytes of keys and values at most where a device does not tell how much memory it has and nobody else does.
+const UNTOLD_KV_BYTES: u64 = 2 << 30;
+
 /// Most prompt rows per member and step: a row is a workgroup in some ops, and devices take 65,535 of them.
-const MAX_PREFILL_ROWS: usize = 32_768;
+pub const MAX_PREFILL_ROWS: usize = 32_768;
 
 /// Bytes of one model, as stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -84,8 +87,25 @@ impl MachineBytes {
 pub struct MachineSizes {
     /// Its bytes.
     pub bytes: MachineBytes,
+    /// Bytes of keys and values for all that was asked for; the cache may have fewer.
+    pub kv_wanted: u64,
     /// Prompt rows per member and step; the device may allow fewer than were asked for.
     pub prefill_rows: usize,
+}
+
+impl MachineSizes {
+    /// An error where `what` was asked for and does not fit: in the KV cache, or all of it in `memory`.
+    pub fn check(&self, what: &str, memory: Option<u64>) -> Result<()> {
+        let (needed, limit) = (self.kv_wanted, self.bytes.kv_cache);
+        if needed > limit {
+            let what = format!("KV cache of {what} (kv_cache_memory_bytes sets the limit)");
+            return Err(Error::Memory { what, needed, limit });
+        }
+        match memory {
+            Some(memory) if self.bytes.total() > memory => Err(too_little(self.bytes, what, memory)),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The sizes of a machine for `checkpoints` (the distinct ones; `member_of_role` says which a role uses) with room for
@@ -99,11 +119,12 @@ pub fn machine_sizes(
     // At most as many ids as every model has columns.
     let n_ids = checkpoints.iter().map(|checkpoint| checkpoint.config.n_vocab).min().unwrap_or(0);
     let limit = room.binding_limit;
-    let plan = Plan::new(checkpoints, member_of_role, n_ids, &options.machine(), limit)?;
+    let plan = Plan::new(checkpoints, member_of_role, n_ids, &options.machine(), room)?;
     let wanted = options.n_slots.min(MAX_SLOTS);
     fits("logits of all texts at a time", wanted as u64 * plan.slot_bytes, limit)?;
     fits("KV cache of all texts, per layer", (plan.pages_wanted * plan.page_bytes()) as u64, limit)?;
-    Ok(MachineSizes { bytes: plan.bytes, prefill_rows: plan.prefill_rows() })
+    let kv_wanted = (plan.pages_wanted * plan.n_layers * plan.page_bytes()) as u64;
+    Ok(MachineSizes { bytes: plan.bytes, kv_wanted, prefill_rows: plan.prefill_rows() })
 }
 
 /// One launch's weights.
@@ -125,6 +146,8 @@ pub(super) struct SlotWords {
     /// One where nothing is penalised.
     pub(super) counts: usize,
     pub(super) samples: usize,
+    /// A lane copies one page at most: the partial last one of a prompt.
+    pub(super) copies: usize,
     /// One where nothing is recorded.
     pub(super) records: usize,
 }
@@ -138,14 +161,15 @@ impl SlotWords {
             scores: n_slots * 2 * 32 * mask_words,
             counts: if options.penalties { n_slots * 32 * mask_words } else { 1 },
             samples: n_slots * size_of::<Sample>() / 4,
+            copies: n_slots * N_LANES * size_of::<PageCopy>() / 4,
             records: if options.record_top.is_some() { n_slots * size_of::<StepRecord>() / 4 } else { 1 },
         }
     }
 
     /// Words of all of them.
     fn total(&self) -> usize {
-        let Self { slots, page_table, constraints, scores, counts, samples, records } = self;
-        slots + page_table + constraints + scores + counts + samples + records
+        let Self { slots, page_table, constraints, scores, counts, samples, copies, records } = self;
+        slots + page_table + constraints + scores + counts + samples + copies + records
     }
 }
 
@@ -165,8 +189,10 @@ pub(super) struct Plan {
     pub(super) mask_words: usize,
     /// Sizes of the buffers that have a part per slot.
     pub(super) slot_words: SlotWords,
-    /// Pages that were asked for; `n_pages` may be fewer.
+    /// Pages for all that was asked for; `n_pages` may be fewer.
     pub(super) pages_wanted: usize,
+    /// Whether `n_pages` is what somebody said, and not to be changed.
+    pub(super) pages_are_fixed: bool,
     /// Bytes of a slot in the largest buffer that has a part per slot.
     slot_bytes: u64,
     /// Bytes of it all.
@@ -174,15 +200,16 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// `checkpoints` are the distinct ones, `member_of_role` says which a role uses; ids below `n_ids` may be sampled; an
-    /// op binds at most `limit` bytes.
+    /// `checkpoints` are the distinct ones, `member_of_role` says which a role uses; ids below `n_ids` may be sampled. Of
+    /// `room`, how much memory there is does not count yet, only whether that is known.
     pub(super) fn new(
         checkpoints: &[&Checkpoint],
         member_of_role: [usize; 3],
         n_ids: usize,
         options: &MachineOptions,
-        limit: u64,
+        room: &Room,
     ) -> Result<Self> {
+        let limit = room.binding_limit;
         let kv_dtype = |index: usize| options.kv_cache_dtype.unwrap_or_else(|| stored_dtype(checkpoints[index]));
         let groups = twins(checkpoints, member_of_role, kv_dtype);
         let seats = member_of_role.map(|checkpoint| seat_of(&groups, checkpoint));
@@ -232,8 +259,21 @@ impl Plan {
             }
             None => n_slots * pages_per_slot,
         };
-        let (n_pages, n_layers) =
-            (pages_wanted.min((limit / page_bytes as u64) as usize), groups.iter().map(|g| shape(g).n_layers).max());
+        let n_layers = groups.iter().map(|group| shape(group).n_layers).max().unwrap_or(0);
+        let pages_in = |bytes: u64| (bytes / (n_layers * page_bytes) as u64) as usize;
+        let all_layers = |n_pages: usize| (n_pages * n_layers * page_bytes) as u64;
+        let n_pages = match (options.kv_cache_bytes, room.memory) {
+            (Some(bytes), _) => {
+                fits("KV cache (kv_cache_memory_bytes), per layer", bytes / n_layers as u64, limit)?;
+                pages_in(bytes)
+            }
+            (None, None) => pages_wanted.min(pages_in(UNTOLD_KV_BYTES)).min((limit / page_bytes as u64) as usize),
+            (None, Some(_)) => pages_wanted.min((limit / page_bytes as u64) as usize),
+        };
+        if n_pages < pages_per_slot {
+            let what = "KV cache of the longest text (kv_cache_memory_bytes sets the limit)".into();
+            return Err(Error::Memory { what, needed: all_layers(pages_per_slot), limit: all_layers(n_pages) });
+        }
         let slot_words = SlotWords::new(n_slots, mask_words, max_pages, options);
         let words = |(group, stack): (&Vec<usize>, &StackPlan)| {
             let members: Vec<&Checkpoint> = group.iter().map(|&index| checkpoints[index]).collect();
@@ -242,7 +282,6 @@ impl Plan {
             rotary + WorkspaceWords::new(&shape(group), room).total()
         };
         let words: usize = groups.iter().zip(&stacks).map(words).sum();
-        let n_layers = n_layers.unwrap_or(0);
         Ok(Self {
             stacks,
             seats,
@@ -253,11 +292,12 @@ impl Plan {
             cap_logits,
             mask_words,
             pages_wanted,
+            pages_are_fixed: options.kv_cache_bytes.is_some(),
             slot_bytes,
             bytes: MachineBytes {
                 workspace: 4 * (words + slot_words.total()) as u64,
                 weights: checkpoints.iter().map(|checkpoint| checkpoint.n_bytes()).sum(),
-                kv_cache: (n_layers * n_pages * page_bytes) as u64,
+                kv_cache: all_layers(n_pages),
             },
             slot_words,
         })
@@ -274,7 +314,7 @@ impl Plan {
     ) -> Result<Self> {
         let mut options = options.clone();
         loop {
-            let plan = Self::new(checkpoints, member_of_role, n_ids, &options, room.binding_limit)?;
+            let plan = Self::new(checkpoints, member_of_role, n_ids, &options, room)?;
             let n_slots = plan.n_slots;
             match plan.within(room.memory) {
                 Err(_) if n_slots > 1 => options.n_slots = n_slots - 1,
@@ -283,17 +323,22 @@ impl Plan {
         }
     }
 
-    /// As many pages as `memory` bytes leave room for; an error where the longest text does not fit.
+    /// As many pages as `memory` bytes leave room for; an error where the longest text, or the size that was set, does
+    /// not fit.
     fn within(mut self, memory: Option<u64>) -> Result<Self> {
         let Some(memory) = memory else { return Ok(self) };
         let all_layers = (self.n_layers * self.page_bytes()) as u64;
         let MachineBytes { weights, workspace, .. } = self.bytes;
-        let left = memory.saturating_sub(weights + workspace) / all_layers;
-        self.n_pages = self.n_pages.min(left as usize);
-        if self.n_pages < self.pages_per_slot {
-            let kv_cache = self.pages_per_slot as u64 * all_layers;
-            return Err(too_little(MachineBytes { kv_cache, ..self.bytes }, "the longest text", memory));
+        let left = (memory.saturating_sub(weights + workspace) / all_layers) as usize;
+        let (least, what) = match self.pages_are_fixed {
+            true => (self.n_pages, "kv_cache_memory_bytes"),
+            false => (self.pages_per_slot, "the longest text"),
+        };
+        if left < least {
+            let kv_cache = least as u64 * all_layers;
+            return Err(too_little(MachineBytes { kv_cache, ..self.bytes }, what, memory));
         }
+        self.n_pages = self.n_pages.min(left);
         Ok(self)
     }
 
@@ -308,7 +353,7 @@ impl Plan {
 }
 
 /// Says how much memory the parts of a machine take, `what` being what the cache is for.
-pub fn too_little(bytes: MachineBytes, what: &str, memory: u64) -> Error {
+fn too_little(bytes: MachineBytes, what: &str, memory: u64) -> Error {
     let MachineBytes { weights, workspace, kv_cache } = bytes;
     let what = format!("memory for weights ({weights}), workspace ({workspace}) and KV cache of {what} ({kv_cache})");
     Error::Memory { what, needed: bytes.total(), limit: memory }
@@ -364,14 +409,12 @@ mod tests {
         let open = |role| Checkpoint::open(Source::directory(format!("{}/demo/{role}", env!("CARGO_MANIFEST_DIR"))));
         let checkpoints = ["base", "expert", "anti-expert"].map(|role| open(role).expect("a demo checkpoint opens"));
         let checkpoints = checkpoints.each_ref();
-        let options = EngineOptions { n_slots: 64, max_model_len: 32, ..EngineOptions::sized_for(&[]) }.machine();
-        let within = |memory| {
-            let room = Room { device: String::new(), binding_limit: u64::MAX >> 1, memory: Some(memory) };
-            Plan::within_room(&checkpoints, [0, 1, 2], 1_000, &options, &room)
-        };
+        let options = EngineOptions { n_slots: 64, max_model_len: 32, ..EngineOptions::default() }.machine();
+        let room = |memory| Room { device: String::new(), binding_limit: u64::MAX >> 1, memory };
+        let within = |memory| Plan::within_room(&checkpoints, [0, 1, 2], 1_000, &options, &room(Some(memory)));
         let new = |n_slots| {
             let options = MachineOptions { n_slots, ..options.clone() };
-            Plan::new(&checkpoints, [0, 1, 2], 1_000, &options, u64::MAX >> 1).expect("a plan")
+            Plan::new(&checkpoints, [0, 1, 2], 1_000, &options, &room(Some(0))).expect("a plan")
         };
         // Just what so many slots need with the pages of one text; a byte less is a slot less.
         let least = |n_slots| {
@@ -385,6 +428,35 @@ mod tests {
             assert_eq!(enough.n_pages, enough.pages_per_slot);
         }
         assert!(matches!(within(least(1) - 1), Err(Error::Memory { .. })));
+    }
+
+    #[test]
+    fn the_pool_is_as_large_as_it_may_be_or_as_was_said() {
+        let open = |role| Checkpoint::open(Source::directory(format!("{}/demo/{role}", env!("CARGO_MANIFEST_DIR"))));
+        let checkpoints = ["base", "expert", "anti-expert"].map(|role| open(role).expect("a demo checkpoint opens"));
+        let checkpoints = checkpoints.each_ref();
+        let planned = |n_slots, kv_cache_bytes, (binding_limit, memory)| {
+            let options = EngineOptions { n_slots, max_model_len: 256, kv_cache_bytes, ..EngineOptions::default() };
+            let room = Room { device: String::new(), binding_limit, memory };
+            Plan::within_room(&checkpoints, [0, 1, 2], 1_000, &options.machine(), &room)
+        };
+        let (unbound, plenty) = (u64::MAX >> 1, Some(1 << 40));
+        let of_slots = planned(64, None, (unbound, plenty)).expect("it fits");
+        assert_eq!(of_slots.n_pages, 64 * of_slots.pages_per_slot);
+        // Unset, it is never more than the slots can use, and at most 2 GiB where nothing is known; no demo needs that.
+        let page = (of_slots.n_layers * of_slots.page_bytes()) as u64;
+        assert_eq!(planned(64, None, (unbound, None)).expect("it fits").n_pages, of_slots.n_pages);
+        assert!(page * (of_slots.n_pages as u64) < UNTOLD_KV_BYTES);
+        // Set, it is that, more or less than the slots can use, whole pages of it.
+        for (memory, n_pages) in [plenty, None].into_iter().flat_map(|memory| [32, 100, 5_000].map(|n| (memory, n))) {
+            let set = planned(4, Some(n_pages * page + page - 1), (unbound, memory)).expect("it fits");
+            assert_eq!((set.n_pages as u64, set.n_slots, set.bytes.kv_cache), (n_pages, 4, n_pages * page));
+        }
+        let refused = |set, room| planned(1, Some(set), room).err().expect("it does not fit").to_string();
+        let least = of_slots.pages_per_slot as u64 * page;
+        assert!(refused(least - 1, (unbound, plenty)).contains(&format!("needs {least} bytes")));
+        assert!(refused(1 << 50, (unbound, plenty)).contains("KV cache of kv_cache_memory_bytes"));
+        assert!(refused(u64::MAX, (1 << 30, None)).contains("(kv_cache_memory_bytes), per layer"));
     }
 
     #[test]

@@ -1,7 +1,12 @@
-//! What a caller asks for, checked once: every field's range is tested here, before any device work.
+//! What a caller asks for: a [`Draft`] that anyone fills in, and the [`Request`] that it becomes once every field is
+//! within its limits.
 
-use crate::backend::params::{MAX_BIASES, MAX_RECORD_TOP, MAX_STOP_IDS};
-use crate::{Error, Result};
+use super::limits::Limits;
+use super::scheduler::TenantId;
+use crate::Result;
+use std::borrow::Borrow;
+use std::ops::Deref;
+use std::time::Duration;
 
 /// Largest |alpha|.
 pub const MAX_ALPHA: f32 = 1000.0;
@@ -77,70 +82,107 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// Checks every range; `n_vocab` bounds the ids.
-    pub fn validate(&self, n_vocab: usize) -> Result<()> {
-        within("alpha", self.alpha, -MAX_ALPHA..=MAX_ALPHA)?;
-        within("temperature", self.temperature, 0.0..=f32::MAX)?;
-        if self.top_k < -1 {
-            return Err(Error::argument("top_k", format!("{} is not -1, 0 (both off) or positive", self.top_k)));
-        }
-        share("top_p", self.top_p)?;
-        share("base_top_p", self.base_top_p)?;
-        within("min_p", self.min_p, 0.0..=1.0)?;
-        within("base_min_p", self.base_min_p, 0.0..=1.0)?;
-        if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
-            let message = format!("{} is not a finite number above 0", self.repetition_penalty);
-            return Err(Error::argument("repetition_penalty", message));
-        }
-        within("presence_penalty", self.presence_penalty, -2.0..=2.0)?;
-        within("frequency_penalty", self.frequency_penalty, -2.0..=2.0)?;
-        at_most("logit_bias", self.logit_bias.len(), MAX_BIASES, "entries")?;
-        for &(id, bias) in &self.logit_bias {
-            id_within("logit_bias", id, n_vocab)?;
-            within("logit_bias", bias, -MAX_BIAS..=MAX_BIAS)?;
-        }
-        let mut biased: Vec<u32> = self.logit_bias.iter().map(|&(id, _)| id).collect();
-        biased.sort_unstable();
-        if let Some(twice) = biased.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(Error::argument("logit_bias", format!("id {} is named twice", twice[0])));
-        }
-        if self.max_tokens == 0 {
-            return Err(Error::argument("max_tokens", "0 is not at least 1"));
-        }
-        if self.min_tokens > self.max_tokens {
-            let message = format!("{} is above max_tokens = {}", self.min_tokens, self.max_tokens);
-            return Err(Error::argument("min_tokens", message));
-        }
-        self.stop_token_ids.iter().try_for_each(|&id| id_within("stop_token_ids", id, n_vocab))
-    }
-
     /// True where `counts` must be kept for the sequence.
     pub fn is_penalised(&self) -> bool {
         self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 }
 
-/// One text to produce. Token lists per role: base, expert, anti-expert.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Request {
-    /// Prompt of each role; the response prefix, if any, is already at their ends.
+/// Which models a text comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// base + alpha * (expert - anti-expert).
+    #[default]
+    Combined,
+    /// The base: what alpha 0 gives, bit for bit, without prompts for the pair.
+    BaseOnly,
+    /// The expert, as if it were the only model.
+    ExpertOnly,
+}
+
+impl Mode {
+    /// The roles whose prompts it reads: 0 the base, 1 the expert, 2 the anti-expert.
+    pub fn roles(self) -> &'static [usize] {
+        match self {
+            Mode::Combined => &[0, 1, 2],
+            Mode::BaseOnly => &[0],
+            Mode::ExpertOnly => &[1],
+        }
+    }
+
+    /// The role whose prompt is the text's own, where one counts: for penalties and for usage.
+    pub fn main_role(self) -> usize {
+        self.roles()[0]
+    }
+}
+
+/// One prompt and what to make of it, not checked yet. Token lists per role: base, expert, anti-expert.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Draft {
+    /// Prompt of each role that `mode` reads; the response prefix, if any, is already at their ends.
     pub prompts: [Vec<u32>; 3],
+    /// Which models it comes from.
+    pub mode: Mode,
     /// How to draw.
     pub sampling: Sampling,
-    /// Which of `n` samples of one prompt this is: the Philox counter.
-    pub sample_index: u32,
-    /// Strings before which the text is cut.
+    /// Texts to produce: they share seed and prompts, and differ by their index in the Philox counter.
+    pub n: u32,
+    /// Strings before which a text is cut.
     pub stop: Vec<String>,
-    /// Token sequences that may not appear in the response.
+    /// Token sequences that may not appear in a response.
     pub bad_words: Vec<Vec<u32>>,
-    /// Ids that may not be the first of the response.
+    /// Ids that may not be the first of a response.
     pub bad_first_ids: Vec<u32>,
     /// Top entries in the record of every step; absent: no record.
     pub record: Option<usize>,
+    /// Whose request it is: tenants get equal shares of a busy engine, and see nothing of each other's prompts.
+    pub tenant: TenantId,
+    /// How long it may wait for its first step.
+    pub queue_timeout: Option<Duration>,
+    /// How long it may take in all.
+    pub timeout: Option<Duration>,
 }
 
-impl Request {
-    /// Ids that end the text: the trio's, unless EOS is ignored, and the request's own; sorted.
+impl Default for Draft {
+    fn default() -> Self {
+        Self {
+            prompts: Default::default(),
+            mode: Mode::default(),
+            sampling: Sampling::default(),
+            n: 1,
+            stop: Vec::new(),
+            bad_words: Vec::new(),
+            bad_first_ids: Vec::new(),
+            record: None,
+            tenant: TenantId::default(),
+            queue_timeout: None,
+            timeout: None,
+        }
+    }
+}
+
+impl Draft {
+    /// The weight of expert - anti-expert that the device sees.
+    pub fn alpha(&self) -> f32 {
+        if self.mode == Mode::Combined { self.sampling.alpha } else { 0.0 }
+    }
+
+    /// The roles whose rows are computed: with alpha 0 the pair's are not read.
+    pub fn computed_roles(&self) -> &'static [usize] {
+        if self.mode == Mode::Combined && self.sampling.alpha == 0.0 {
+            Mode::BaseOnly.roles()
+        } else {
+            self.mode.roles()
+        }
+    }
+
+    /// Tokens of its longest prompt and a response at its longest.
+    pub fn n_tokens(&self) -> usize {
+        let longest = self.mode.roles().iter().map(|&role| self.prompts[role].len()).max().unwrap_or(0);
+        longest + self.sampling.max_tokens as usize
+    }
+
+    /// Ids that end a text: the trio's, unless EOS is ignored, and the request's own; sorted.
     pub fn stop_ids(&self, trio_stop_ids: &[u32]) -> Vec<u32> {
         let of_trio = if self.sampling.ignore_eos { &[] } else { trio_stop_ids };
         let mut ids = [of_trio, &self.sampling.stop_token_ids].concat();
@@ -148,51 +190,35 @@ impl Request {
         ids.dedup();
         ids
     }
+}
 
-    /// Checks every field that does not depend on the engine's size: `n_vocab` bounds the ids, `trio_stop_ids` count
-    /// towards the stop ids' limit.
-    pub fn validate(&self, n_vocab: usize, trio_stop_ids: &[u32]) -> Result<()> {
-        self.sampling.validate(n_vocab)?;
-        for (name, prompt) in PROMPT_FIELDS.into_iter().zip(&self.prompts) {
-            if prompt.is_empty() {
-                return Err(Error::argument(name, "holds no token; give it text, or use a tokenizer that adds a BOS"));
-            }
-        }
-        at_most("stop_token_ids", self.stop_ids(trio_stop_ids).len(), MAX_STOP_IDS, "ids, EOS ids included")?;
-        at_most("stop", self.stop.len(), MAX_STOP_STRINGS, "strings")?;
-        for stop in &self.stop {
-            if stop.is_empty() {
-                return Err(Error::argument("stop", "an empty string would stop at once"));
-            }
-            at_most("stop", stop.len(), MAX_STOP_BYTES, "bytes")?;
-        }
-        if let Some(top) = self.record {
-            at_most("record", top, MAX_RECORD_TOP, "top entries")?;
-        }
-        Ok(())
+/// A draft that was held against limits. Its fields can be read, not changed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request(Draft);
+
+impl Request {
+    /// Checks every field; an error names the one that is out of range, and its limit.
+    pub fn new(draft: Draft, limits: &Limits) -> Result<Self> {
+        limits.check(&draft)?;
+        Ok(Self(draft))
+    }
+
+    /// The fields, to make another of.
+    pub fn into_draft(self) -> Draft {
+        self.0
     }
 }
 
-fn within(param: &str, value: f32, range: std::ops::RangeInclusive<f32>) -> Result<()> {
-    if range.contains(&value) {
-        return Ok(());
+impl Borrow<Draft> for Request {
+    fn borrow(&self) -> &Draft {
+        &self.0
     }
-    let (low, high) = (range.start(), range.end());
-    let bounds = if *high == f32::MAX { format!("a finite number >= {low}") } else { format!("in [{low}, {high}]") };
-    Err(Error::argument(param, format!("{value} is not {bounds}")))
 }
 
-fn share(param: &str, value: f32) -> Result<()> {
-    if value > 0.0 && value <= 1.0 { Ok(()) } else { Err(Error::argument(param, format!("{value} is not in (0, 1]"))) }
-}
+impl Deref for Request {
+    type Target = Draft;
 
-fn at_most(param: &str, count: usize, limit: usize, unit: &str) -> Result<()> {
-    if count <= limit { Ok(()) } else { Err(Error::argument(param, format!("{count} {unit}; at most {limit}"))) }
-}
-
-fn id_within(param: &str, id: u32, n_vocab: usize) -> Result<()> {
-    if (id as usize) < n_vocab {
-        return Ok(());
+    fn deref(&self) -> &Draft {
+        &self.0
     }
-    Err(Error::argument(param, format!("id {id} is outside the vocabulary of {n_vocab} ids")))
 }

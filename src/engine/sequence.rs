@@ -1,242 +1,262 @@
-//! A running request: its lanes, its progress, its text.
+//! A sample of a request on its way: what the device has to know of it, its ids, its text, its record.
 
-use super::batch::{Batch, Seat};
-use super::event::{Completion, FinishReason, Timings};
-use super::request::Request;
-use crate::backend::params::{FROM_SLOT, Finish, MAX_VOCAB, RING, Row, Sample, Slot, StepRecord};
+use super::batch::Seat;
+use super::channel::Sender;
+use super::event::{Completion, Event, FinishReason, Timings};
+use super::request::{Draft, Mode, Request};
+use super::scheduler::{LaneSpec, RequestId};
+use crate::backend::params::{Finish, MAX_VOCAB, RING, Slot, StepRecord};
 use crate::text::stream::TextStream;
 use crate::{Error, Result};
 use bytemuck::Zeroable;
+use std::sync::Arc;
 use std::time::Instant;
 
-/// Tokens of one or more roles whose weights and prompts are the same, computed once.
-#[derive(Debug)]
-pub struct Lane {
-    /// Weights that run it.
-    pub seat: Seat,
-    /// The prompt.
-    pub tokens: Vec<u32>,
-    /// Prompt tokens already given to a step.
-    pub n_prefilled: usize,
-}
-
-impl Lane {
-    fn n_left(&self) -> usize {
-        self.tokens.len() - self.n_prefilled
-    }
-}
-
-/// The lanes of a request, and which lane each role reads. With alpha 0 only the base has one: the pair's rows are not
-/// read, so they are not computed.
-pub fn lanes(request: &Request, seats: [Seat; 3]) -> (Vec<Lane>, [usize; 3]) {
-    let mut lanes: Vec<Lane> = Vec::new();
-    let n_roles = if request.sampling.alpha == 0.0 { 1 } else { 3 };
+/// The lanes of a request, and which lane each role reads. Roles whose rows are not read have none of their own.
+pub fn lanes(request: &Draft, seats: [Seat; 3]) -> (Vec<LaneSpec>, [usize; 3]) {
+    let mut lanes: Vec<LaneSpec> = Vec::new();
     let mut lane_of_role = [0; 3];
-    for role in 0..n_roles {
-        let (seat, tokens) = (seats[role], &request.prompts[role]);
-        let shared = lanes.iter().position(|lane| lane.seat == seat && lane.tokens == *tokens);
+    for &role in request.computed_roles() {
+        let (seat, prompt) = (seats[role], &request.prompts[role]);
+        let shared = lanes.iter().position(|lane| lane.seat == seat && *lane.prompt == **prompt);
         lane_of_role[role] = shared.unwrap_or_else(|| {
-            lanes.push(Lane { seat, tokens: tokens.clone(), n_prefilled: 0 });
+            lanes.push(LaneSpec { seat, prompt: prompt.as_slice().into() });
             lanes.len() - 1
         });
     }
     (lanes, lane_of_role)
 }
 
-/// A request in a slot.
-pub struct Sequence {
-    /// Told apart from earlier holders of the slot when a step is collected late.
-    pub serial: u64,
-    /// What was asked for.
-    pub request: Request,
-    /// Its lanes.
-    pub lanes: Vec<Lane>,
-    /// Pages held, per lane.
-    pub pages: Vec<Vec<u32>>,
+/// What the draws of a sample depend on, beside its request.
+#[derive(Clone, Copy, Debug)]
+pub struct Dice {
+    /// Philox key.
+    pub seed: u64,
+    /// Which of the request's `n` samples it is: Philox counter.
+    pub sample_index: u32,
+}
+
+/// The slot record of a sample that goes on after the ids `drawn`, none where it begins.
+pub fn slot_record(request: &Draft, dice: Dice, lanes: &[LaneSpec], drawn: &[u32], trio_stop_ids: &[u32]) -> Slot {
+    let sampling = &request.sampling;
+    let mut slot = Slot { max_tokens: sampling.max_tokens, min_tokens: sampling.min_tokens, ..Slot::zeroed() };
+    slot.produced = drawn.len() as u32;
+    slot.last_id = drawn.last().copied().unwrap_or(0);
+    let stops: Vec<u32> = request.stop_ids(trio_stop_ids);
+    slot.stop_ids[..stops.len()].copy_from_slice(&stops);
+    slot.n_stop_ids = stops.len() as u32;
+    for (length, lane) in slot.lengths.iter_mut().zip(lanes) {
+        *length = (lane.prompt.len() + drawn.len()) as u32 - 1;
+    }
+    slot.n_biases = sampling.logit_bias.len() as u32;
+    slot.penalised = sampling.is_penalised().into();
+    slot.alpha = request.alpha();
+    slot.expert_only = (request.mode == Mode::ExpertOnly).into();
+    slot.inverse_temperature = inverse_temperature(sampling.temperature);
+    slot.top_k = sampling.top_k.clamp(0, MAX_VOCAB as i64) as u32;
+    slot.top_p = fixed_point(sampling.top_p);
+    slot.min_p = sampling.min_p;
+    slot.repetition_penalty = sampling.repetition_penalty;
+    slot.presence_penalty = sampling.presence_penalty;
+    slot.frequency_penalty = sampling.frequency_penalty;
+    slot.base_top_p = fixed_point(sampling.base_top_p);
+    slot.base_min_p = sampling.base_min_p;
+    slot.seed = [dice.seed as u32, (dice.seed >> 32) as u32];
+    slot.sample_index = dice.sample_index;
+    slot
+}
+
+/// A sample that waits or runs.
+pub(crate) struct Sequence {
+    pub(crate) id: RequestId,
+    pub(crate) request: Arc<Request>,
+    pub(crate) lanes: Vec<LaneSpec>,
     /// Ids drawn, as far as the host has read them.
-    pub token_ids: Vec<u32>,
-    /// Draws submitted.
-    pub n_submitted: u32,
-    lane_of_role: [usize; 3],
-    seed: u64,
+    pub(crate) token_ids: Vec<u32>,
+    /// Ids that may not be drawn next alone.
+    pub(crate) banned_now: Vec<u32>,
+    /// When it must have got a slot, if it must.
+    pub(crate) queue_deadline: Option<Instant>,
+    /// When it must have ended, if it must.
+    pub(crate) deadline: Option<Instant>,
+    dice: Dice,
+    /// Its number in events.
+    index: usize,
+    events: Arc<Sender<Event>>,
     stream: TextStream,
     text: String,
     record: Vec<StepRecord>,
-    admitted: Instant,
+    admitted: Option<Instant>,
     first_token: Option<Instant>,
 }
 
+/// Who found that a sample has ended, and how.
+pub(crate) enum Ended {
+    /// The device: its slot does nothing more.
+    ByDevice(Result<FinishReason>),
+    /// The host, of which the device knows nothing yet.
+    ByHost(Result<FinishReason>),
+}
+
+/// What a new sample is made of.
+pub(crate) struct Origin {
+    pub(crate) id: RequestId,
+    pub(crate) request: Arc<Request>,
+    pub(crate) dice: Dice,
+    pub(crate) index: usize,
+    pub(crate) events: Arc<Sender<Event>>,
+    pub(crate) arrived: Instant,
+}
+
 impl Sequence {
-    /// A request that got its pages.
-    pub fn new(
-        serial: u64,
-        request: Request,
-        seed: u64,
-        (lanes, lane_of_role): (Vec<Lane>, [usize; 3]),
-        pages: Vec<Vec<u32>>,
-    ) -> Self {
-        let stream = TextStream::new(request.stop.clone());
+    /// A sample that has just come in.
+    pub(crate) fn new(origin: Origin, lanes: Vec<LaneSpec>) -> Self {
+        let Origin { id, request, dice, index, events, arrived } = origin;
+        // A time that no clock can tell never comes.
+        let after = |time: std::time::Duration| arrived.checked_add(time);
         Self {
-            serial,
-            request,
+            id,
             lanes,
-            pages,
             token_ids: Vec::new(),
-            n_submitted: 0,
-            lane_of_role,
-            seed,
-            stream,
+            banned_now: Vec::new(),
+            queue_deadline: request.queue_timeout.and_then(after),
+            deadline: request.timeout.and_then(after),
+            dice,
+            index,
+            events,
+            stream: TextStream::new(request.stop.clone()),
             text: String::new(),
             record: Vec::new(),
-            admitted: Instant::now(),
+            admitted: None,
             first_token: None,
+            request,
         }
     }
 
     /// True where the next draw needs what the host makes of the last id.
-    pub fn needs_host(&self) -> bool {
+    pub(crate) fn needs_host(&self) -> bool {
         self.request.bad_words.iter().any(|word| word.len() > 1)
     }
 
-    /// True once the prompts are in.
-    pub fn is_decoding(&self) -> bool {
-        self.n_submitted > 0
+    /// Whether it never had a slot.
+    pub(crate) fn is_new(&self) -> bool {
+        self.admitted.is_none()
     }
 
-    /// Adds one row per lane, and a draw, unless max_tokens draws are under way.
-    pub fn decode(&mut self, slot: u32, batch: &mut Batch) {
-        if self.n_submitted < self.request.sampling.max_tokens {
-            for (index, lane) in self.lanes.iter().enumerate() {
-                batch.push(lane.seat, Row { slot, lane: index as u32, token: FROM_SLOT, position: FROM_SLOT });
+    /// It has got a slot, for the first time or again.
+    pub(crate) fn admit(&mut self) {
+        self.admitted.get_or_insert_with(Instant::now);
+        self.banned_now = self.bans();
+    }
+
+    /// Its slot record, to go on after the ids drawn.
+    pub(crate) fn slot_record(&self, trio_stop_ids: &[u32]) -> Slot {
+        slot_record(&self.request, self.dice, &self.lanes, &self.token_ids, trio_stop_ids)
+    }
+
+    /// Its allowed ids as `n_words` words of bits, without `banned` and without banned words of one id.
+    pub(crate) fn mask(&self, n_words: usize, banned: &[u32]) -> Vec<u32> {
+        let mut mask = vec![u32::MAX; n_words];
+        let single = self.request.bad_words.iter().filter(|word| word.len() == 1);
+        for id in single.flatten().chain(banned) {
+            if let Some(word) = mask.get_mut(*id as usize / 32) {
+                *word &= !(1 << (id % 32));
             }
-            self.sample(slot, batch);
         }
+        mask
     }
 
-    /// Adds the next chunk of each prompt, in a step of at most `limit` rows per seat. All lanes end their prompts in
-    /// the same step, so that their logits meet.
-    pub fn prefill(&mut self, slot: u32, batch: &mut Batch, limit: impl Fn(Seat) -> usize) {
-        let takes = self.prefill_takes(|seat| limit(seat) - batch.n_rows(seat));
-        for (index, (lane, take)) in self.lanes.iter_mut().zip(takes).enumerate() {
-            for position in lane.n_prefilled..lane.n_prefilled + take {
-                let (token, position) = (lane.tokens[position], position as u32);
-                batch.push(lane.seat, Row { slot, lane: index as u32, token, position });
-            }
-            lane.n_prefilled += take;
-        }
-        if self.lanes.iter().all(|lane| lane.n_left() == 0) {
-            self.sample(slot, batch);
-        }
+    /// Ids that would complete a banned word of several ids now.
+    pub(crate) fn bans(&self) -> Vec<u32> {
+        let completes = |word: &&Vec<u32>| word.len() > 1 && self.token_ids.ends_with(&word[..word.len() - 1]);
+        self.request.bad_words.iter().filter(completes).map(|word| word[word.len() - 1]).collect()
     }
 
-    /// Prompt tokens to take per lane: all that is left where every lane's fits, else no lane's last.
-    fn prefill_takes(&self, room: impl Fn(Seat) -> usize) -> Vec<usize> {
-        let n_sharing = |seat| self.lanes.iter().filter(|lane| lane.seat == seat).count();
-        let share = |lane: &Lane| room(lane.seat) / n_sharing(lane.seat);
-        let complete = self.lanes.iter().all(|lane| lane.n_left() <= share(lane));
-        let limit = |lane: &Lane| if complete { lane.n_left() } else { lane.n_left() - 1 };
-        self.lanes.iter().map(|lane| share(lane).min(limit(lane))).collect()
-    }
-
-    /// Draws from the row that each lane pushed last.
-    fn sample(&mut self, slot: u32, batch: &mut Batch) {
-        let rows: Vec<u32> =
-            self.lanes.iter().enumerate().map(|(i, l)| batch.gather_last(l.seat, slot, i as u32)).collect();
-        let [row_base, row_expert, row_anti] = self.lane_of_role.map(|lane| rows[lane]);
-        batch.samples.push(Sample { slot, row_base, row_expert, row_anti });
-        self.n_submitted += 1;
-    }
-
-    /// The slot record at admission.
-    pub fn device_slot(&self, trio_stop_ids: &[u32]) -> Slot {
-        let sampling = &self.request.sampling;
-        let mut slot = Slot { max_tokens: sampling.max_tokens, min_tokens: sampling.min_tokens, ..Slot::zeroed() };
-        let stops: Vec<u32> = self.request.stop_ids(trio_stop_ids);
-        slot.stop_ids[..stops.len()].copy_from_slice(&stops);
-        slot.n_stop_ids = stops.len() as u32;
-        for (length, lane) in slot.lengths.iter_mut().zip(&self.lanes) {
-            *length = lane.tokens.len() as u32 - 1;
-        }
-        slot.n_biases = sampling.logit_bias.len() as u32;
-        slot.penalised = sampling.is_penalised().into();
-        slot.alpha = sampling.alpha;
-        slot.inverse_temperature = inverse_temperature(sampling.temperature);
-        slot.top_k = sampling.top_k.clamp(0, MAX_VOCAB as i64) as u32;
-        slot.top_p = fixed_point(sampling.top_p);
-        slot.min_p = sampling.min_p;
-        slot.repetition_penalty = sampling.repetition_penalty;
-        slot.presence_penalty = sampling.presence_penalty;
-        slot.frequency_penalty = sampling.frequency_penalty;
-        slot.base_top_p = fixed_point(sampling.base_top_p);
-        slot.base_min_p = sampling.base_min_p;
-        slot.seed = [self.seed as u32, (self.seed >> 32) as u32];
-        slot.sample_index = self.request.sample_index;
-        slot
-    }
-
-    /// Takes in what a step left in the slot: the id drawn with the text it sets free, if one was drawn, and why the
-    /// sequence ended, if it did. `bytes` gives an id's bytes.
-    pub fn advance<'a>(
+    /// Takes in what a step that drew for it left in its slot. `bytes` gives an id's bytes.
+    ///
+    /// Gives the id drawn, if one was, and how it ended, if it did.
+    pub(crate) fn advance<'a>(
         &mut self,
         slot: &Slot,
         record: Option<&StepRecord>,
         bytes: impl Fn(u32) -> &'a [u8],
-    ) -> (Option<(u32, String)>, Option<Result<FinishReason>>) {
-        let Some(finish) = Finish::from_word(slot.finish) else {
-            let message = format!("a slot came back from the device with {} as its end", slot.finish);
-            return (None, Some(Err(Error::device("slots", message))));
+    ) -> (Option<u32>, Option<Ended>) {
+        let n_drawn = self.token_ids.len();
+        let expected = match Finish::from_word(slot.finish) {
+            Some(Finish::Running | Finish::Stop | Finish::Length) => n_drawn + 1,
+            Some(Finish::Numeric | Finish::Empty) => n_drawn,
+            Some(Finish::Cancelled) | None => usize::MAX,
         };
-        let mut drawn = None;
-        if slot.produced as usize > self.token_ids.len() {
-            let id = slot.ring[self.token_ids.len() % RING];
-            self.token_ids.push(id);
-            // The machine records as many top entries as the request that wants most.
-            let n_top = self.request.record.unwrap_or(0) as u32;
-            self.record.extend(record.map(|step| StepRecord { n_top: step.n_top.min(n_top), ..*step }));
-            self.first_token.get_or_insert_with(Instant::now);
-            let text = if finish == Finish::Stop { String::new() } else { self.stream.push(bytes(id)) };
-            self.text.push_str(&text);
-            drawn = Some((id, text));
+        if slot.produced as usize != expected {
+            let message = format!(
+                "a slot came back with {} as its end and {} ids; {n_drawn} were read",
+                slot.finish, slot.produced
+            );
+            return (None, Some(Ended::ByHost(Err(Error::device("slots", message)))));
         }
-        let ended = match finish {
-            _ if self.stream.stopped_by().is_some() => Some(Ok(FinishReason::Stop)),
-            Finish::Running | Finish::Cancelled => None,
-            Finish::Stop => Some(Ok(FinishReason::Stop)),
-            Finish::Length => Some(Ok(FinishReason::Length)),
-            Finish::Numeric => Some(Err(numeric("the logits of a model hold NaN or +inf, or no finite value"))),
-            Finish::Empty => Some(Err(numeric("no token is allowed: bans, masks and policies exclude all"))),
+        let drawn = (expected > n_drawn).then(|| slot.ring[n_drawn % RING]);
+        if let Some(id) = drawn {
+            self.push(id, record, if slot.finish == Finish::Stop as u32 { &[] } else { bytes(id) });
+        }
+        let ended = match Finish::from_word(slot.finish) {
+            Some(Finish::Stop) => Some(Ended::ByDevice(Ok(FinishReason::Stop))),
+            Some(Finish::Length) if self.stream.stopped_by().is_none() => {
+                Some(Ended::ByDevice(Ok(FinishReason::Length)))
+            }
+            Some(Finish::Length) => Some(Ended::ByDevice(Ok(FinishReason::Stop))),
+            Some(Finish::Numeric) => {
+                let message = "the logits of a model hold NaN or +inf, or no finite value";
+                Some(Ended::ByDevice(Err(numeric(message))))
+            }
+            Some(Finish::Empty) => {
+                Some(Ended::ByDevice(Err(numeric("no token is allowed: bans, masks and policies exclude all"))))
+            }
+            _ => self.stream.stopped_by().map(|_| Ended::ByHost(Ok(FinishReason::Stop))),
         };
         (drawn, ended)
     }
 
-    /// The result.
-    pub fn complete(mut self, reason: Result<FinishReason>) -> Completion {
+    /// Adds an id and the text that it sets free, and tells of both.
+    fn push(&mut self, id: u32, record: Option<&StepRecord>, bytes: &[u8]) {
+        self.token_ids.push(id);
+        // The machine records as many top entries as the request that wants most.
+        let n_top = self.request.record.unwrap_or(0) as u32;
+        self.record.extend(record.map(|step| StepRecord { n_top: step.n_top.min(n_top), ..*step }));
+        self.first_token.get_or_insert_with(Instant::now);
+        let text = self.stream.push(bytes);
+        self.text.push_str(&text);
+        self.events.send(Event::Token { sample: self.index, id, text });
+    }
+
+    /// Wakes the reader, if there is something to read.
+    pub(crate) fn flush(&self) {
+        self.events.flush();
+    }
+
+    /// Tells the result: the last that is heard of it.
+    pub(crate) fn finish(mut self, reason: Result<FinishReason>) {
         self.text.push_str(&self.stream.finish());
         let since = |from: Instant, to: Instant| to.duration_since(from).as_secs_f64() * 1e3;
         let now = Instant::now();
         let first = self.first_token.unwrap_or(now);
         let timings = Timings {
-            prompt_n: self.request.prompts[0].len(),
-            prompt_ms: since(self.admitted, first),
+            prompt_n: self.request.prompts[self.request.mode.main_role()].len(),
+            prompt_ms: self.admitted.map_or(0.0, |admitted| since(admitted, first)),
             predicted_n: self.token_ids.len(),
             predicted_ms: since(first, now),
         };
-        Completion {
+        let completion = Completion {
             text: self.text,
             token_ids: self.token_ids,
             finish_reason: *reason.as_ref().unwrap_or(&FinishReason::Error),
             error: reason.err(),
-            seed: self.seed,
+            seed: self.dice.seed,
             prompt_tokens: self.request.prompts.each_ref().map(Vec::len),
             timings,
             record: self.record,
-        }
-    }
-
-    /// Ids that would complete a banned word of several ids now.
-    pub fn banned_now(&self) -> impl Iterator<Item = u32> + '_ {
-        let completes = |word: &&Vec<u32>| word.len() > 1 && self.token_ids.ends_with(&word[..word.len() - 1]);
-        self.request.bad_words.iter().filter(completes).map(|word| word[word.len() - 1])
+        };
+        self.events.send(Event::Done { sample: self.index, completion: Box::new(completion) });
+        self.events.flush();
     }
 }
 

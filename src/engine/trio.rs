@@ -8,6 +8,7 @@ use crate::text::tokenizer::Tokenizer;
 use crate::text::vocabulary::{Comparison, IdPolicy, RoleVocabulary, Vocabulary};
 use std::panic::resume_unwind;
 use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 
 /// Where the three models are. A missing expert or anti-expert is stood in for by the base.
@@ -47,7 +48,8 @@ impl TrioSources {
 /// A distinct checkpoint with its text side.
 struct Member {
     checkpoint: Checkpoint,
-    tokenizer: Tokenizer,
+    /// Shared by members with equal files: it is large beside a small model, and takes long to read.
+    tokenizer: Arc<Tokenizer>,
     /// A broken template is an error where a chat is asked for: plain prompts do without it.
     template: Result<Option<ChatTemplate>>,
 }
@@ -62,12 +64,20 @@ impl Models {
     /// Opens and checks each model by itself.
     pub fn open(sources: &TrioSources) -> Result<Self> {
         let (distinct, member_of_role) = sources.distinct()?;
-        // At once: most of the time goes into tokenizers, which are read by one thread each.
-        let members = thread::scope(|scope| {
-            let opening: Vec<_> = distinct.into_iter().map(|source| scope.spawn(|| open_member(source))).collect();
-            let opened = opening.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
-            opened.collect::<Result<_>>()
+        let (texts, text_of_member) = distinct_texts(&distinct);
+        let (checkpoints, tokenizers) = thread::scope(|scope| {
+            // At once: most of the time goes into tokenizers, which are read by one thread each.
+            let reading: Vec<_> = texts.iter().map(|source| scope.spawn(|| Tokenizer::open(source))).collect();
+            let checkpoints = distinct.iter().map(|&source| Checkpoint::open(source.clone()));
+            let checkpoints = checkpoints.collect::<Result<Vec<_>>>()?;
+            let read = reading.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            Ok((checkpoints, read.map(|tokenizer| tokenizer.map(Arc::new)).collect::<Result<Vec<_>>>()?))
         })?;
+        let member = |(checkpoint, (source, text)): (Checkpoint, (&&Source, usize))| {
+            let tokenizer = tokenizers[text].clone();
+            Member { template: ChatTemplate::open(source, tokenizer.config()), checkpoint, tokenizer }
+        };
+        let members = checkpoints.into_iter().zip(distinct.iter().zip(text_of_member)).map(member).collect();
         Ok(Self { members, member_of_role })
     }
 
@@ -114,11 +124,19 @@ impl Models {
     }
 }
 
-fn open_member(source: &Source) -> Result<Member> {
-    let checkpoint = Checkpoint::open(source.clone())?;
-    let tokenizer = Tokenizer::open(source)?;
-    let template = ChatTemplate::open(source, tokenizer.config());
-    Ok(Member { checkpoint, tokenizer, template })
+/// The first source of each tokenizer, and which of them each model uses: those with equal files share one.
+fn distinct_texts<'a>(models: &[&'a Source]) -> (Vec<&'a Source>, Vec<usize>) {
+    let mut texts: Vec<&Source> = Vec::new();
+    let text_of_member = models.iter().map(|&source| {
+        // What cannot be compared cannot be opened either, and opening it says why.
+        let known = texts.iter().position(|text| Tokenizer::same_files(source, text).unwrap_or(false));
+        known.unwrap_or_else(|| {
+            texts.push(source);
+            texts.len() - 1
+        })
+    });
+    let text_of_member = text_of_member.collect();
+    (texts, text_of_member)
 }
 
 /// Three models that can be combined: three roles over one to three distinct checkpoints.
@@ -157,7 +175,7 @@ impl Trio {
 
     /// The tokenizer of each role.
     pub fn tokenizers(&self) -> [&Tokenizer; 3] {
-        self.models.roles().map(|member| &member.tokenizer)
+        self.models.roles().map(|member| &*member.tokenizer)
     }
 
     /// What the three vocabularies share.

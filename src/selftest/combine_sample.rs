@@ -35,6 +35,8 @@ fn seats(n_ids: usize) -> Vec<Seat> {
     let drawn = |slot: &mut Slot| slot.inverse_temperature = 1.0;
     let percent = |p: u64| (p << 32).div_euclid(100) as u32;
     let unread = Seat { poisoned_row: Some(1), ..seat("alpha 0 reads only the base", &|slot| slot.alpha = 0.0) };
+    let alone = |slot: &mut Slot| (slot.alpha, slot.expert_only) = (0.0, 1);
+    let expert_alone = Seat { poisoned_row: Some(0), ..seat("the expert alone", &alone) };
     let expert_nan = Seat { poisoned_row: Some(1), finish: Finish::Numeric, ..seat("NaN of the expert", &drawn) };
     let base_nan = Seat { poisoned_row: Some(0), finish: Finish::Numeric, ..seat("NaN of the base", &|_| {}) };
     // No residue of 7 is 7.
@@ -45,6 +47,7 @@ fn seats(n_ids: usize) -> Vec<Seat> {
     vec![
         seat("greedy", &|_| {}),
         unread,
+        expert_alone,
         seat("drawn", &drawn),
         seat("hot, alpha below 0", &|slot| (slot.alpha, slot.inverse_temperature, slot.seed) = (-1.5, 0.5, [1, 2])),
         seat("top-k", &|slot| (slot.inverse_temperature, slot.top_k) = (0.9, 3)),
@@ -119,7 +122,7 @@ impl Seat {
 impl Step {
     /// The live id of the highest score in f64.
     fn best(&self, index: usize) -> usize {
-        let logits = [0, 1, 2].map(|role| self.logits(role, index));
+        let logits = self.logits_read(index);
         let score = |&id: &usize| self.score(index, &logits, id).0;
         let live = (0..self.n_ids).filter(|&id| self.is_live(id));
         live.max_by(|a, b| score(a).total_cmp(&score(b))).expect("a live id")
@@ -136,7 +139,7 @@ impl Step {
             return wants;
         }
         let is_masked = seat.slot.base_top_p != 0 || seat.slot.base_min_p != 0.0;
-        let logits = [0, 1, 2].map(|role| self.logits(role, index));
+        let logits = self.logits_read(index);
         for id in (0..self.n_ids).filter(|&id| self.is_live(id)) {
             // A difference, a product and a sum; a row of the base is taken as it is.
             let (value, size) = self.score(index, &logits, id);

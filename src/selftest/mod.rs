@@ -11,6 +11,7 @@
 mod attention;
 mod combine_sample;
 pub mod compare;
+mod copy_pages;
 mod embed;
 mod inputs;
 mod launch;
@@ -142,8 +143,9 @@ fn run_wgpu(device: Option<usize>, twin: &Cpu, report: &mut dyn FnMut(&Report)) 
 }
 
 /// The ops, in the order of a step.
-fn ops<B: Backend, T: Backend>() -> [(&'static str, Cases<B, T>); 9] {
+fn ops<B: Backend, T: Backend>() -> [(&'static str, Cases<B, T>); 10] {
     [
+        ("copy_pages", copy_pages::check),
         ("embed", embed::check),
         ("norm_matmul", norm_matmul::check),
         ("rope_append", rope_append::check),

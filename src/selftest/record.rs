@@ -32,10 +32,13 @@ fn seats(n_ids: usize) -> Vec<Seat> {
     };
     let mut masked = seat("base mask", 1.0);
     masked.slot.base_min_p = 0.05;
+    let mut alone = seat("the expert alone", 0.0);
+    alone.slot.expert_only = 1;
     vec![
         seat("alpha 1", 1.0),
         seat("alpha -1.5", -1.5),
         Seat { poisoned_row: Some(2), ..seat("alpha 0", 0.0) },
+        Seat { poisoned_row: Some(0), ..alone },
         Seat { allowed: [Some(2), None], ..seat("chosen below the top", 2.5) },
         masked,
         Seat { poisoned_row: Some(1), finish: Finish::Numeric, ..seat("nothing drawn", 1.0) },
@@ -82,10 +85,7 @@ impl Recorded {
     fn record(&self, index: usize) -> Vec<Want> {
         let Self(step) = self;
         let seat = &step.seats[index];
-        let mut logits = [0, 1, 2].map(|role| step.logits(role, index));
-        if seat.slot.alpha == 0.0 {
-            logits = [0; 3].map(|_| logits[0].clone());
-        }
+        let logits = step.logits_read(index);
         let live = || (0..step.n_ids).filter(|&id| step.is_live(id));
         let [base, expert, anti] =
             [0, 1, 2].map(|role: usize| Distribution::new(live().map(|id| (id, logits[role][id].into()))));

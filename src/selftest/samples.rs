@@ -122,6 +122,17 @@ impl Step {
         row
     }
 
+    /// The rows that stand for base, expert and anti-expert: those that are read.
+    pub(super) fn logits_read(&self, seat: usize) -> [Vec<f32>; 3] {
+        let Slot { expert_only, alpha, .. } = self.seats[seat].slot;
+        let roles = match (expert_only, alpha) {
+            (1, _) => [1; 3],
+            (_, 0.0) => [0; 3],
+            _ => [0, 1, 2],
+        };
+        roles.map(|role| self.logits(role, seat))
+    }
+
     /// All rows of a role at their places.
     fn rows(&self, role: usize) -> Vec<f32> {
         let stride = self.strides()[role];

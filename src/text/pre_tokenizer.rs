@@ -10,14 +10,14 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use std::time::{Duration, Instant};
+use tokenizers::models::bpe::BPE;
 use tokenizers::pattern::{Invert, Pattern};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper};
+use tokenizers::{DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper};
 use tokenizers::{Offsets, PreTokenizedString, PreTokenizer as _, SplitDelimiterBehavior, TokenizerImpl};
 
-/// The crate's tokenizer with this pre-tokenizer in place of its own.
-pub(super) type Inner =
-    TokenizerImpl<ModelWrapper, NormalizerWrapper, PreTokenizer, PostProcessorWrapper, DecoderWrapper>;
+/// The crate's tokenizer of the one model that is read, with this pre-tokenizer in place of its own.
+pub(super) type Inner = TokenizerImpl<BPE, NormalizerWrapper, PreTokenizer, PostProcessorWrapper, DecoderWrapper>;
 
 /// Steps back that one match may take. Published expressions take some for each character of a long run of blanks. The
 /// engine also refuses, by itself, a match that holds more than a million places to step back to.

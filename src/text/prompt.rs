@@ -46,11 +46,24 @@ impl FromStr for Roles {
     }
 }
 
+/// A message of a conversation and what was answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Turn {
+    /// What was asked.
+    pub message: String,
+    /// What was answered, as it was produced.
+    pub reply: String,
+}
+
 /// What a request says of its prompts.
 #[derive(Debug, Clone, Default)]
 pub struct PromptRequest {
     /// The prompt, for every role without its own.
     pub text: String,
+    /// What was said before it, oldest first. A chat template gets messages and replies, these without white space
+    /// around them; a role without one gets what it had read and written until then, so that its tokens stay the same,
+    /// and begins each further message on a new line.
+    pub turns: Vec<Turn>,
     /// Roles whose prompt is put into their chat template.
     pub chat: Roles,
     /// A system message for the roles with a template.
@@ -159,13 +172,17 @@ impl PromptRequest {
     fn role_prompt<'a>(&self, role: &RoleText<'a>, name: &str, chat: bool, text: &str) -> Result<RolePrompt<'a>> {
         let tokenizer = role.tokenizer;
         if !chat {
-            return Ok(RolePrompt { tokenizer, text: text.to_string(), form: Form::Raw });
+            let earlier = self.turns.iter().map(|turn| format!("{}{}\n", turn.message, turn.reply));
+            let text = earlier.chain([text.to_string()]).collect();
+            return Ok(RolePrompt { tokenizer, text, form: Form::Raw });
         }
         let Some(template) = role.template.map_err(Error::clone)? else {
             return Err(Error::argument("chat", format!("{name} has no chat template; name one with chat_template")));
         };
         let system = self.system.iter().map(|system| Message::new("system", system));
-        let messages: Vec<Message> = system.chain([Message::new("user", text)]).collect();
+        let turn = |turn: &Turn| [Message::new("user", &turn.message), Message::new("assistant", turn.reply.trim())];
+        let earlier = self.turns.iter().flat_map(turn);
+        let messages: Vec<Message> = system.chain(earlier).chain([Message::new("user", text)]).collect();
         let rendered = template.render(&messages, true)?;
         // Only then, because a template that changes contents in its own way cannot be followed.
         let form = if messages.iter().any(|message| tokenizer.mentions_special(&message.content)) {

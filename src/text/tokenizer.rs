@@ -6,7 +6,7 @@
 
 use super::decoder::Decoder;
 use super::pre_tokenizer::Inner;
-use super::tokenizer_json::{AddedId, Head};
+use super::tokenizer_json::TokenizerJson;
 use crate::checkpoint::{Fields, Source};
 use crate::{Error, Result};
 use std::ops::Range;
@@ -65,16 +65,12 @@ impl Tokenizer {
     pub fn open(source: &Source) -> Result<Self> {
         let path = source.path(FILE);
         let text = source.read(FILE, MAX_FILE_BYTES)?.ok_or_else(|| Error::file(&path, "there is no such file"))?;
-        let head = Head::read(&text, &path)?;
-        let mut inner = Inner::from_bytes(&text).map_err(|e| Error::file(&path, e))?;
-        // As transformers does where neither is asked for.
-        inner.with_padding(None);
-        inner.with_truncation(None).map_err(|e| Error::file(&path, e))?;
-        check_added(&inner, &head.added_tokens, &path)?;
-        let decoder = Decoder::from_json(head.decoder.as_ref(), &path)?;
-        let vocabulary = inner.get_vocab(true);
-        let n_ids = n_ids(&vocabulary, &path)?;
-        let bytes = ByteTable::new(&inner, n_ids, vocabulary.len(), &decoder, &path)?;
+        let json = TokenizerJson::read(&text, &path)?;
+        drop(text);
+        let decoder = Decoder::from_json(json.decoder.as_ref(), &path)?;
+        let n_ids = n_ids(json.last_id(), &path)?;
+        let inner = json.build(&path)?;
+        let bytes = ByteTable::new(&inner, n_ids, &decoder, &path)?;
         let (mut is_special, mut is_added) = (vec![false; n_ids], vec![false; n_ids]);
         let mut specials = Vec::new();
         for (id, token) in inner.get_added_tokens_decoder() {
@@ -91,6 +87,11 @@ impl Tokenizer {
         let mut tokenizer = Tokenizer { path, inner, specials, is_special, is_added, bytes, config, guarded, warnings };
         tokenizer.check_config()?;
         Ok(tokenizer)
+    }
+
+    /// Whether two models have the same tokenizer, byte for byte.
+    pub fn same_files(a: &Source, b: &Source) -> Result<bool> {
+        Ok(a.same_bytes(b, FILE)? && a.same_bytes(b, CONFIG_FILE)?)
     }
 
     /// A bare text, as the tokenizer encodes it by default: its own BOS rule, special tokens in the text parsed.
@@ -293,7 +294,8 @@ fn token(fields: &Fields, name: &str) -> Result<Option<String>> {
 }
 
 impl ByteTable {
-    fn new(inner: &Inner, n_ids: usize, n_names: usize, decoder: &Decoder, path: &PathBuf) -> Result<Self> {
+    fn new(inner: &Inner, n_ids: usize, decoder: &Decoder, path: &PathBuf) -> Result<Self> {
+        let n_names = inner.get_vocab_size(true);
         let mut table = ByteTable { buffer: Vec::new(), spans: vec![None; n_ids] };
         let mut n_defined = 0;
         for id in 0..n_ids as u32 {
@@ -315,27 +317,10 @@ fn guard_name(index: usize) -> String {
     format!("{}{index}{}", GUARD[0], GUARD[1])
 }
 
-/// The crate gives an added token the next free id, whatever the file says, and only logs it.
-fn check_added(inner: &Inner, added: &[AddedId], path: &PathBuf) -> Result<()> {
-    for AddedId { id, content } in added {
-        match inner.token_to_id(content) {
-            Some(found) if found == *id => {}
-            Some(found) => {
-                return Err(Error::file(
-                    path,
-                    format!("added token {content:?} has id {id}, its place gives it {found}"),
-                ));
-            }
-            None => return Err(Error::file(path, format!("added token {id} is empty"))),
-        }
-    }
-    Ok(())
-}
-
-fn n_ids(vocabulary: &std::collections::HashMap<String, u32>, path: &PathBuf) -> Result<usize> {
-    match vocabulary.values().max() {
+fn n_ids(last: Option<u32>, path: &PathBuf) -> Result<usize> {
+    match last {
         None => Err(Error::file(path, "defines no token")),
-        Some(&id) if id >= MAX_IDS => Err(Error::file(path, format!("token id {id}, the limit is {MAX_IDS}"))),
-        Some(&id) => Ok(id as usize + 1),
+        Some(id) if id >= MAX_IDS => Err(Error::file(path, format!("token id {id}, the limit is {MAX_IDS}"))),
+        Some(id) => Ok(id as usize + 1),
     }
 }

@@ -105,7 +105,7 @@ fn plan_counts_bytes_and_finds_what_fits() {
     assert_eq!(number(&tiny["total"]), parts.iter().sum::<f64>());
     // 2,048 tokens of 1,024, 256 and 256 bytes; the pair has two layers of the pool's four, whose pages it also holds.
     assert_eq!(parts[2], 2_048.0 * (1_024.0 + 2.0 * 512.0));
-    let twice = plan(&[&TINY[..], &["--batch", "2"]].concat());
+    let twice = plan(&[&TINY[..], &["--max-num-seqs", "2"]].concat());
     assert_eq!(number(&twice["kv_cache"]), 2.0 * parts[2]);
     let half = plan(&[&TINY[..], &["--max-model-len", "1024"]].concat());
     assert_eq!(number(&half["kv_cache"]), 0.5 * parts[2]);
@@ -117,7 +117,7 @@ fn plan_counts_bytes_and_finds_what_fits() {
     let [base, expert, _] = saved.paths();
     let alone = plan(&["--base", &base]);
     assert_eq!((&alone["weights"], &alone["models"][1]["shared"]), (&alone["models"][0]["weights"], &json!(true)));
-    let text = run(&["plan", "--base", &base, "--expert", &expert, "--backend", "cpu", "--batch", "3"]);
+    let text = run(&["plan", "--base", &base, "--expert", &expert, "--backend", "cpu", "--max-num-seqs", "3"]);
     for part in [
         "KV a token",
         "shared",
@@ -139,7 +139,7 @@ fn plan_counts_bytes_and_finds_what_fits() {
 fn what_does_not_fit_is_refused_with_numbers_before_it_is_made() {
     const LARGE: [&str; 4] = ["--shape-base", "llama-2-70b", "--shape-pair", "llama-2-70b"];
     // Three times 138 GB, of a hundredth of what is free.
-    let little = ["--backend", "cpu", "--memory-fraction", "0.01"];
+    let little = ["--backend", "cpu", "--gpu-memory-utilization", "0.01"];
     let planned = run(&[&["plan", "--json"], &LARGE[..], &little].concat());
     let report = objects(stdout(&planned)).remove(0);
     assert_eq!((planned.status.code(), &report["fits"]), (Some(5), &json!(false)));
@@ -159,7 +159,7 @@ fn what_does_not_fit_is_refused_with_numbers_before_it_is_made() {
         "smollm2-135m",
         "--max-model-len",
         "2048",
-        "--batch",
+        "--max-num-seqs",
         "64",
     ]);
     let report = objects(stdout(&planned)).remove(0);
@@ -173,7 +173,8 @@ fn what_does_not_fit_is_refused_with_numbers_before_it_is_made() {
         assert!(stderr(&refused).contains("memory for weights (413"), "{}", stderr(&refused));
     }
     // A KV cache that has no room for one text names the least that would do.
-    let refused = run(&["generate", "--demo", "-p", QUESTION, "--backend", "cpu", "--memory-fraction", "0.00000001"]);
+    let refused =
+        run(&["generate", "--demo", "-p", QUESTION, "--backend", "cpu", "--gpu-memory-utilization", "0.00000001"]);
     assert_eq!((refused.status.code(), stdout(&refused)), (Some(5), ""), "{}", stderr(&refused));
     assert!(stderr(&refused).contains("KV cache of the longest text ("), "{}", stderr(&refused));
 }
@@ -211,17 +212,25 @@ fn wrong_use_of_bench_and_plan_is_refused() {
         (&["bench", "--demo", "--runs", "0"], 2, "--runs"),
         (&["bench", "--demo", "--backend", "cuda"], 5, "cuda"),
         (&["plan", "--demo", "--backend", "cuda"], 5, "cuda"),
-        (&["plan", "--demo", "--batch", "65"], 2, "--batch"),
+        (&["plan", "--demo", "--max-num-seqs", "65"], 2, "--max-num-seqs"),
         (&["plan", "--demo", "--max-model-len", "257"], 2, "max_model_len: 257"),
         (&["plan", "--demo", "--device", "1", "--backend", "cpu"], 5, "there is one device"),
         (
-            &["generate", "--demo", "-p", "a", "--backend", "cpu", "--memory-fraction", "0"],
+            &["generate", "--demo", "-p", "a", "--backend", "cpu", "--gpu-memory-utilization", "0"],
             2,
-            "memory_fraction: 0 is not in (0, 1]",
+            "gpu_memory_utilization: 0 is not in (0, 1]",
         ),
-        (&["generate", "--demo", "-p", "a", "--backend", "cpu", "--memory-fraction", "1.5"], 2, "memory_fraction"),
-        (&["generate", "--demo", "-p", "a", "--backend", "cpu", "--memory-fraction", "nan"], 2, "memory_fraction"),
-        (&["plan", "--demo", "--backend", "cpu", "--memory-fraction", "-1"], 2, "memory_fraction"),
+        (
+            &["generate", "--demo", "-p", "a", "--backend", "cpu", "--gpu-memory-utilization", "1.5"],
+            2,
+            "gpu_memory_utilization",
+        ),
+        (
+            &["generate", "--demo", "-p", "a", "--backend", "cpu", "--gpu-memory-utilization", "nan"],
+            2,
+            "gpu_memory_utilization",
+        ),
+        (&["plan", "--demo", "--backend", "cpu", "--gpu-memory-utilization", "-1"], 2, "gpu_memory_utilization"),
     ];
     for (args, code, part) in cases {
         let output = run(args);

@@ -97,7 +97,12 @@ fn rows<'a>(place: &'a str, base: &'a str, with_nan: &'a str) -> Vec<Row<'a>> {
         // Out of its range, because threads change no text.
         ("threads", "2000", json!(2000), ask(&[])),
         // So little that nothing fits.
-        ("memory-fraction", "1e-8", json!(1e-8), ask(&[])),
+        ("gpu-memory-utilization", "1e-8", json!(1e-8), ask(&[])),
+        ("kv-cache-memory-bytes", "4k", json!("4k"), ask(&[])),
+        // Out of their ranges, because company and chunks change no text.
+        ("max-num-seqs", "2000", json!(2000), ask(&[])),
+        ("chunked-prefill-size", "0", json!(0), ask(&[])),
+        ("mode", "base", json!("base"), ask(&[])),
         ("kv-cache-dtype", "f32", json!("f32"), ask(&["--record", "0"])),
         ("max-model-len", "10", json!(10), asking("--max-tokens", &[])),
     ]

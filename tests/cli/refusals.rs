@@ -52,6 +52,14 @@ fn wrong_use_is_refused_by_name() {
         (&["--max-model-len", "4294967296"], 2, "--max-model-len"),
         (&["-o", "x"], 2, "--input-file"),
         (&["-t", "0"], 2, "--threads"),
+        (&["--mode", "anti-expert"], 2, "[possible values: combined, base, expert]"),
+        (&["--mode", "expert", "--base-top-p", "0.5"], 2, "base_top_p: compares with the base"),
+        (&["--mode", "expert", "--record", "1", "--json"], 2, "record: compares with the base"),
+        (&["--kv-cache-memory-bytes", "1.5G"], 2, "is not a number of bytes, such as 2000000000, 1.5g (10^9) or 2G"),
+        (&["--kv-cache-memory-bytes", "4k"], 5, "KV cache of the longest text (kv_cache_memory_bytes sets the limit)"),
+        (&["--kv-cache-memory-bytes", "900t"], 5, "KV cache of kv_cache_memory_bytes"),
+        (&["--max-num-seqs", "0"], 2, "--max-num-seqs"),
+        (&["--chunked-prefill-size", "32769"], 2, "--chunked-prefill-size"),
         (&["--device", "7"], 5, "cpu: there is one device"),
         (&["--kv-cache-dtype", "f8"], 2, "--kv-cache-dtype"),
         (&["--base", "x"], 2, "--demo"),
@@ -100,7 +108,7 @@ fn other_refusals_have_their_exit_codes() {
 #[test]
 fn bad_numbers_are_refused_by_every_flag() {
     const BAD: [&str; 8] = ["", "-1", "0x10", "1e99", "NaN", "-inf", "9999999999999999999", "1,5"];
-    const FINE: [(&str, &str); 9] = [
+    const FINE: [(&str, &str); 10] = [
         ("alpha", "-1"),
         ("top-k", "-1"),
         ("presence-penalty", "-1"),
@@ -110,8 +118,9 @@ fn bad_numbers_are_refused_by_every_flag() {
         ("repetition-penalty", "9999999999999999999"),
         // A list of ids.
         ("stop-token-ids", "1,5"),
-        // Refused too, with the code of a device that is not there.
+        // Refused too, with the code of a device that is not there, or has not so much memory.
         ("device", "9999999999999999999"),
+        ("kv-cache-memory-bytes", "9999999999999999999"),
     ];
     let is_number = |flag: &&clap::Arg| {
         let kind = flag.get_value_parser().type_id();

@@ -148,7 +148,8 @@ fn devices_and_doctor_describe_the_machine() {
 
 #[test]
 fn the_self_test_has_a_line_per_op() {
-    const OPS: [&str; 9] = [
+    const OPS: [&str; 10] = [
+        "copy_pages",
         "embed",
         "norm_matmul",
         "rope_append",

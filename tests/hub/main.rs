@@ -3,6 +3,7 @@
 
 mod broken;
 mod cache;
+mod describe;
 mod fetch;
 mod refusals;
 mod server;

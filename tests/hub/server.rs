@@ -17,6 +17,8 @@ pub(crate) struct Asked {
     pub(crate) path: String,
     /// First byte asked for, where a range was.
     pub(crate) start: Option<usize>,
+    /// The byte after the last one asked for, where the range had an end.
+    pub(crate) end: Option<usize>,
     pub(crate) authorization: Option<String>,
 }
 
@@ -137,12 +139,15 @@ fn answer(stream: TcpStream, state: &Mutex<State>) -> io::Result<()> {
     let mut lines = BufReader::new(stream.try_clone()?).lines();
     let first = lines.next().transpose()?.unwrap_or_default();
     let path = first.split(' ').nth(1).unwrap_or_default().to_string();
-    let mut asked = Asked { path, start: None, authorization: None };
+    let mut asked = Asked { path, start: None, end: None, authorization: None };
     for line in lines {
         let line = line?;
         match line.split_once(": ").map(|(name, value)| (name.to_lowercase(), value)) {
             Some((name, value)) if name == "range" => {
-                asked.start = value.strip_prefix("bytes=").and_then(|range| range.strip_suffix('-')?.parse().ok());
+                let (start, last) =
+                    value.strip_prefix("bytes=").and_then(|range| range.split_once('-')).expect("a range");
+                asked.start = start.parse().ok();
+                asked.end = last.parse().ok().map(|last: usize| last + 1);
             }
             Some((name, value)) if name == "authorization" => asked.authorization = Some(value.into()),
             Some(_) => {}
@@ -159,6 +164,7 @@ struct Answer {
     headers: Vec<(&'static str, String)>,
     body: Vec<u8>,
     start: Option<usize>,
+    end: Option<usize>,
     path: String,
 }
 
@@ -173,14 +179,14 @@ impl State {
         (self.right_answer(asked), fault)
     }
 
-    fn right_answer(&self, Asked { path, start, .. }: Asked) -> Answer {
+    fn right_answer(&self, Asked { path, start, end, .. }: Asked) -> Answer {
         let found = self.listing(&path).or_else(|| self.file(&path));
         match found {
-            Some((headers, body)) => Answer { status: 200, headers, body, start, path },
+            Some((headers, body)) => Answer { status: 200, headers, body, start, end, path },
             None => {
                 let code = if path.contains("/resolve/") { "EntryNotFound" } else { "RepoNotFound" };
                 let headers = vec![("X-Error-Code", code.into())];
-                Answer { status: 404, headers, body: Vec::new(), start: None, path }
+                Answer { status: 404, headers, body: Vec::new(), start: None, end: None, path }
             }
         }
     }
@@ -256,7 +262,8 @@ impl Answer {
         if let Some(start) = self.start.filter(|&start| self.status == 200 && start < self.body.len()) {
             let n = self.body.len();
             self.status = 206;
-            let right = format!("bytes {start}-{}/{n}", n - 1);
+            self.body.truncate(self.end.unwrap_or(n));
+            let right = format!("bytes {start}-{}/{n}", self.body.len() - 1);
             self.headers.push(("Content-Range", range.map_or(right, str::to_string)));
             self.body.drain(..start);
         }

@@ -40,7 +40,26 @@ pub(crate) const ROWS: [(&str, MakeRows); 8] = [
     }),
 ];
 
-pub(crate) const ALPHAS: [f32; 8] = [0.0, 1.0, -1.0, 0.5, -0.3, 2.5, 1000.0, -1000.0];
+/// alpha, or the expert alone.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Blend {
+    Alpha(f32),
+    ExpertOnly,
+}
+
+use Blend::{Alpha, ExpertOnly};
+
+pub(crate) const BLENDS: [Blend; 9] = [
+    Alpha(0.0),
+    Alpha(1.0),
+    Alpha(-1.0),
+    Alpha(0.5),
+    Alpha(-0.3),
+    Alpha(2.5),
+    Alpha(1000.0),
+    Alpha(-1000.0),
+    ExpertOnly,
+];
 
 /// What a request may set. All but greedy ones draw.
 pub(crate) const SETTINGS: [(&str, Setting); 23] = [
@@ -156,18 +175,33 @@ pub(crate) fn fit(random: &mut Random, shape: &Shape, mut rows: [Vec<f32>; 3]) -
     rows
 }
 
-/// Every kind of rows with every alpha and every setting, with their names.
+fn blended(random: &mut Random, shape: &Shape, rows: MakeRows, blend: Blend) -> Case {
+    let mut rows = rows(random, shape.n_ids);
+    match blend {
+        Alpha(alpha) => Case::plain(fit(random, shape, rows), shape.n_ids, alpha),
+        ExpertOnly => {
+            // The base's rows are the most varied.
+            rows.swap(0, 1);
+            let mut rows = fit(random, shape, rows);
+            [0, 2].iter().for_each(|&role: &usize| rows[role].fill(f32::NAN));
+            let mut case = Case::plain(rows, shape.n_ids, 0.0);
+            case.slot.expert_only = 1;
+            case
+        }
+    }
+}
+
+/// Every kind of rows with every blend and every setting, with their names.
 pub(crate) fn products(random: &mut Random, shape: &Shape) -> Vec<(String, Case)> {
     let mut cases = Vec::new();
     for (rows_name, rows) in ROWS {
-        for alpha in ALPHAS {
+        for blend in BLENDS {
             for (name, set) in SETTINGS {
-                let rows = rows(random, shape.n_ids);
-                let mut case = Case::plain(fit(random, shape, rows), shape.n_ids, alpha);
+                let mut case = blended(random, shape, rows, blend);
                 case.slot.seed = [random.bits(), random.bits()];
                 case.slot.sample_index = random.below(3) as u32;
                 set(&mut case, random);
-                cases.push((format!("{} ids, {rows_name}, alpha {alpha}, {name}", shape.n_ids), case));
+                cases.push((format!("{} ids, {rows_name}, {blend:?}, {name}", shape.n_ids), case));
             }
         }
     }

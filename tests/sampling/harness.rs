@@ -99,6 +99,16 @@ impl Case {
             counts: vec![0; n_ids],
         }
     }
+
+    /// The rows that stand for base, expert and anti-expert: those that are read.
+    pub(crate) fn rows_read(&self) -> [&[f32]; 3] {
+        let roles = match (self.slot.expert_only, self.slot.alpha) {
+            (1, _) => [1; 3],
+            (_, 0.0) => [0; 3],
+            _ => [0, 1, 2],
+        };
+        roles.map(|role| &self.rows[role][..])
+    }
 }
 
 /// What the ops left for one sample.

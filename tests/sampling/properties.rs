@@ -89,14 +89,19 @@ fn nan_matters_only_where_it_is_read<B: Backend>(backend: &B) {
     {
         for role in 0..3 {
             for (id, is_live) in [(3, true), (40, false), (50, true), (n - 1, true)] {
-                for alpha in [0.0, 1.0, -2.0] {
+                for (alpha, expert_only) in [(0.0, 0), (1.0, 0), (-2.0, 0), (0.0, 1)] {
                     let rows = std::array::from_fn(|_| random.normals(n, 1.0));
                     let mut case = Case::plain(cases::fit(&mut random, &shape, rows), n, alpha);
+                    case.slot.expert_only = expert_only;
                     case.rows[role][id] = value;
                     let outcome = &run(backend, &shape, &[case], 0)[0];
-                    let is_read = is_live && (role == 0 || alpha != 0.0);
+                    let is_read = is_live && (role == expert_only as usize || alpha != 0.0);
                     let expected = if is_read { Finish::Numeric } else { Finish::Running };
-                    assert_eq!(outcome.finish(), expected, "{name} in row {role}, id {id}, alpha {alpha}");
+                    assert_eq!(
+                        outcome.finish(),
+                        expected,
+                        "{name} in row {role}, id {id}, alpha {alpha}, {expert_only}"
+                    );
                 }
             }
         }

@@ -47,10 +47,9 @@ fn close(what: &str, found: f32, expected: f64, scale: f64) {
 }
 
 fn check(shape: &Shape, case: &Case, outcome: &Outcome, n_top: usize) {
-    let n_read = if case.slot.alpha == 0.0 { 1 } else { 3 };
-    let row = |role: usize| &case.rows[if role < n_read { role } else { 0 }][..];
+    let read = case.rows_read();
     let [base, expert, anti, combined] =
-        [row(0), row(1), row(2), &outcome.combined].map(|row| Distribution::new(row, shape));
+        [read[0], read[1], read[2], &outcome.combined].map(|row| Distribution::new(row, shape));
     let rows = [&base, &expert, &anti, &combined];
     let StepRecord { position, chosen, base_argmax, combined_argmax, logprob, rank, entropy, .. } = outcome.record;
     let (id, orders) = (chosen as usize, rows.map(Distribution::order));
@@ -74,7 +73,7 @@ fn check(shape: &Shape, case: &Case, outcome: &Outcome, n_top: usize) {
         .filter(|&&id| outcome.combined[id] > f32::NEG_INFINITY)
         .take(n_top)
         .map(|&id| {
-            let [z_base, z_expert, z_anti] = [0, 1, 2].map(|role| row(role)[id]);
+            let [z_base, z_expert, z_anti] = read.map(|row| row[id]);
             TopEntry { id: id as u32, z_base, z_expert, z_anti, score: outcome.combined[id] }
         })
         .collect();

@@ -59,15 +59,15 @@ fn ended(before: Slot, finish: Finish, outcome: &Outcome) -> Result<usize, Strin
 fn combine(shape: &Shape, case: &Case, outcome: &Outcome, turned: &mut usize) -> Result<Option<Scores>, String> {
     let alpha = f64::from(case.slot.alpha);
     let live: Vec<usize> = (0..shape.n_ids).filter(|&id| shape.live[id]).collect();
-    let n_read = if alpha == 0.0 { 1 } else { 3 };
-    for row in &case.rows[..n_read] {
+    let rows = case.rows_read();
+    for row in rows {
         let is_bad = |&id: &usize| row[id].is_nan() || row[id] == f32::INFINITY;
         if live.iter().any(is_bad) || live.iter().all(|&id| row[id] == f32::NEG_INFINITY) {
             return Ok(None);
         }
     }
     let base: Scores = (0..shape.n_ids)
-        .map(|id| (shape.live[id] && case.rows[0][id].is_finite()).then(|| (f64::from(case.rows[0][id]), 0.0)))
+        .map(|id| (shape.live[id] && rows[0][id].is_finite()).then(|| (f64::from(rows[0][id]), 0.0)))
         .collect();
     let Slot { base_top_p, base_min_p, .. } = case.slot;
     let best = base.iter().flatten().map(|s| s.0).fold(f64::NEG_INFINITY, f64::max);
@@ -75,8 +75,7 @@ fn combine(shape: &Shape, case: &Case, outcome: &Outcome, turned: &mut usize) ->
 
     let mut scores: Scores = vec![None; shape.n_ids];
     for &id in &live {
-        let [z, expert, anti] =
-            std::array::from_fn(|role| f64::from(case.rows[if role < n_read { role } else { 0 }][id]));
+        let [z, expert, anti] = rows.map(|row| f64::from(row[id]));
         let (up, down) = if alpha < 0.0 { (anti, expert) } else { (expert, anti) };
         let plain = up == down || shape.zero_delta[id];
         let s = if z == f64::NEG_INFINITY || plain { z } else { z + alpha.abs() * (up - down) };
@@ -101,9 +100,9 @@ fn combine(shape: &Shape, case: &Case, outcome: &Outcome, turned: &mut usize) ->
             *turned += 1;
         }
         scores[id] = scores[id].filter(|_| is_kept);
-        let plain = alpha == 0.0 || case.rows[1][id] == case.rows[2][id] || shape.zero_delta[id];
-        if scores[id].is_some() && plain && outcome.combined[id].to_bits() != case.rows[0][id].to_bits() {
-            return Err(format!("id {id}: {} is not the base's bits, {}", outcome.combined[id], case.rows[0][id]));
+        let plain = rows[1][id] == rows[2][id] || shape.zero_delta[id];
+        if scores[id].is_some() && plain && outcome.combined[id].to_bits() != rows[0][id].to_bits() {
+            return Err(format!("id {id}: {} is not the base's bits, {}", outcome.combined[id], rows[0][id]));
         }
     }
     close("s after step 3", &outcome.combined, &scores)?;

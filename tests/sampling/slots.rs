@@ -10,6 +10,7 @@ crate::on_each_backend!(
     many_steps_fill_ring_lengths_and_counts,
     min_tokens_holds_stop_ids_back,
     first_position_has_its_own_mask,
+    resumed_slot_draws_as_the_uninterrupted_one,
 );
 
 const N: usize = 100;
@@ -109,6 +110,49 @@ fn first_position_has_its_own_mask<B: Backend>(backend: &B) {
     let launch = Launch::new(backend, &Shape::plain(N), &[case]);
     let ids: Vec<u32> = (0..3).map(|_| launch.draw()[0].last_id).collect();
     assert_eq!(ids, [4, 9, 9]);
+}
+
+/// A preempted request gets a slot anew, which the host fills from what it has read.
+fn resumed_slot_draws_as_the_uninterrupted_one<B: Backend>(backend: &B) {
+    const N_STEPS: usize = 30;
+    let mut random = Random::new(11);
+    let mut case = Case::plain(std::array::from_fn(|_| random.normals(N, 1.0)), N, 0.5);
+    let slot = &mut case.slot;
+    (slot.inverse_temperature, slot.top_k, slot.top_p) = (1.0, 60, u32::MAX / 10 * 9);
+    (slot.penalised, slot.repetition_penalty) = (1, 1.2);
+    (slot.presence_penalty, slot.frequency_penalty) = (0.3, 0.2);
+    (0..N).step_by(3).for_each(|id| case.counts[id] = 1 << 31);
+    case.allowed[1].fill(false);
+    case.allowed[1][77] = true;
+    // Id 9 is drawn as soon as it may be.
+    case.rows[0][9] = 50.0;
+    stop_at(&mut case.slot, &[9]);
+    let ends = [(Finish::Stop, 28, N_STEPS as u32), (Finish::Length, N_STEPS as u32, 29)];
+    for (finish, min_tokens, max_tokens) in ends {
+        (case.slot.min_tokens, case.slot.max_tokens) = (min_tokens, max_tokens);
+        let whole = Launch::new(backend, &Shape::plain(N), std::slice::from_ref(&case));
+        let slots: Vec<Slot> = (0..N_STEPS).map(|_| whole.draw()[0]).collect();
+        let ids: Vec<u32> = slots.iter().map(|slot| slot.last_id).collect();
+        assert_eq!((slots[28].produced, slots[28].finish, ids[0]), (29, finish as u32, 77));
+        let end = whole.outcomes().remove(0);
+        for n_drawn in [1, 2, RING - 1, RING, RING + 5, 28] {
+            let n = n_drawn as u32;
+            let mut resumed = case.clone();
+            let lengths = case.slot.lengths.map(|length| length + n);
+            resumed.slot = Slot { last_id: ids[n_drawn - 1], produced: n, lengths, ..case.slot };
+            for (position, &id) in ids[..n_drawn].iter().enumerate() {
+                resumed.slot.ring[position % RING] = id;
+                resumed.counts[id as usize] += 1;
+            }
+            let launch = Launch::new(backend, &Shape::plain(N), &[resumed]);
+            for slot in &slots[n_drawn..] {
+                assert_eq!(launch.draw()[0], *slot, "{n_drawn} drawn before");
+            }
+            let found = launch.outcomes().remove(0);
+            let bits = |row: &[f32]| row.iter().map(|s| s.to_bits()).collect::<Vec<_>>();
+            assert_eq!((found.counts, bits(&found.processed)), (end.counts.clone(), bits(&end.processed)));
+        }
+    }
 }
 
 #[test]

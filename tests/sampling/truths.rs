@@ -1,18 +1,21 @@
 //! The truths of the contract that hold exactly, bit for bit, and those that hold where margins allow.
 
 use crate::cases::{self, SETTINGS, Setting, filters};
-use crate::harness::{Case, Outcome, Random, Shape, run};
+use crate::harness::{Case, Launch, Outcome, Random, Shape, run};
 use proxytune::backend::Backend;
 use proxytune::backend::math::{gumbel, philox};
 use proxytune::backend::params::{MAX_SLOTS, Slot};
 
 crate::on_each_backend!(
     alpha_zero_is_the_base_and_reads_no_pair,
+    expert_alone_is_a_base_and_reads_no_other,
     equal_pair_is_the_base,
     exchanged_pair_with_negated_alpha_is_the_same,
     neutral_filters_change_no_bit,
     top_k_of_one_is_the_arg_max,
     company_changes_no_bit,
+    same_seed_draws_the_same_ids_among_any_others,
+    alpha_masks_bias_and_penalties_apply_in_this_order,
     constant_on_a_row_changes_no_draw,
     base_as_log_probabilities_draws_the_same,
 );
@@ -66,6 +69,23 @@ fn alpha_zero_is_the_base_and_reads_no_pair<B: Backend>(backend: &B) {
     assert_same(&poisoned, &run_each(backend, &cases, |case| case.slot.alpha = -0.0));
 }
 
+fn expert_alone_is_a_base_and_reads_no_other<B: Backend>(backend: &B) {
+    let cases = cases(7, 0.0);
+    let alone: Vec<Case> = cases
+        .iter()
+        .map(|case| {
+            let unread = || vec![f32::NAN; N];
+            let slot = Slot { expert_only: 1, ..case.slot };
+            Case { rows: [unread(), case.rows[0].clone(), unread()], slot, ..case.clone() }
+        })
+        .collect();
+    let [as_base, alone] = [cases, alone].map(|cases| run(backend, &Shape::plain(N), &cases, 5));
+    assert_same(&as_base, &alone);
+    for (as_base, alone) in as_base.iter().zip(&alone) {
+        assert_eq!(bytemuck::bytes_of(&as_base.record), bytemuck::bytes_of(&alone.record));
+    }
+}
+
 fn equal_pair_is_the_base<B: Backend>(backend: &B) {
     for alpha in [1.0, -0.7, 1000.0] {
         let cases = cases(2, alpha);
@@ -112,6 +132,55 @@ fn company_changes_no_bit<B: Backend>(backend: &B) {
     let alone: Vec<Outcome> =
         cases.iter().flat_map(|case| run(backend, &Shape::plain(N), std::slice::from_ref(case), 0)).collect();
     assert_same(&together, &alone);
+}
+
+fn same_seed_draws_the_same_ids_among_any_others<B: Backend>(backend: &B) {
+    let mut random = Random::new(21);
+    let mut case = |seed: u32| {
+        let mut case = Case::plain(std::array::from_fn(|_| random.normals(N, 2.0)), N, 0.7);
+        filters(&mut case, 0, 0.95, 0.0);
+        case.slot.seed = [seed, 1];
+        case
+    };
+    let (ours, others): (Case, Vec<Case>) = (case(0), (1..20).map(case).collect());
+    let draws = |launch: &Launch<B>, index: usize| (0..40).map(|_| launch.draw()[index].last_id).collect::<Vec<_>>();
+    let among = |first: usize, last: usize| [&others[..first], &[ours.clone()], &others[first..last]].concat();
+    let alone = draws(&Launch::new(backend, &Shape::plain(N), &among(0, 0)), 0);
+    for (first, last) in [(0, 0), (0, 3), (2, 2), (7, 19)] {
+        let ids = draws(&Launch::new(backend, &Shape::plain(N), &among(first, last)), first);
+        assert_eq!(ids, alone, "with {first} before and {} after", last - first);
+    }
+    let other_seed = Case { slot: Slot { seed: [1, 1], ..ours.slot }, ..ours.clone() };
+    assert_ne!(draws(&Launch::new(backend, &Shape::plain(N), &[other_seed]), 0), alone);
+}
+
+/// By hand, in numbers that are exact: any two of these exchanged would give another score.
+fn alpha_masks_bias_and_penalties_apply_in_this_order<B: Backend>(backend: &B) {
+    const IN_PROMPT: u32 = 1 << 31;
+    let mut case = Case::plain([vec![-100.0; N], vec![0.0; N], vec![0.0; N]], N, 0.5);
+    case.slot.penalised = 1;
+    (case.slot.repetition_penalty, case.slot.presence_penalty, case.slot.frequency_penalty) = (4.0, 1.0, 0.5);
+    // Base, expert, anti-expert, bias, count; then: (base + 0.5 (expert - anti) + bias) by 4, less 1, less 0.5 each.
+    let table = [
+        ([2.0, 5.0, 1.0], -6.0, 0, -2.0),
+        ([2.0, 5.0, 1.0], -6.0, IN_PROMPT, -8.0),
+        ([2.0, 5.0, 1.0], -6.0, 2, -10.0),
+        ([2.0, 5.0, 1.0], -6.0, IN_PROMPT + 2, -10.0),
+        ([-2.0, 5.0, 1.0], 8.0, 1, 0.5),
+        ([-2.0, 1.0, 5.0], 0.0, 3, -18.5),
+    ];
+    for (id, (rows, bias, count, _)) in table.into_iter().enumerate() {
+        (0..3).for_each(|role| case.rows[role][id] = rows[role]);
+        case.biases.push((id as u32, bias));
+        case.counts[id] = count;
+    }
+    // What a mask has taken no bias brings back.
+    let banned = table.len();
+    case.biases.push((banned as u32, 1000.0));
+    case.allowed.iter_mut().for_each(|allowed| allowed[banned] = false);
+    let outcome = run(backend, &Shape::plain(N), &[case], 0).remove(0);
+    assert_eq!(outcome.processed[..banned], table.map(|(.., score)| score));
+    assert_eq!((outcome.processed[banned], outcome.slot.last_id), (f32::NEG_INFINITY, 4));
 }
 
 fn constant_on_a_row_changes_no_draw<B: Backend>(backend: &B) {
@@ -179,5 +248,5 @@ pub(crate) fn margin(outcome: &Outcome) -> f64 {
 #[test]
 fn products_cover_every_setting() {
     let shape = Shape::plain(3);
-    assert_eq!(cases::products(&mut Random::new(0), &shape).len(), 8 * 8 * SETTINGS.len());
+    assert_eq!(cases::products(&mut Random::new(0), &shape).len(), 8 * 9 * SETTINGS.len());
 }

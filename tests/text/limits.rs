@@ -3,7 +3,7 @@
 use super::model::{ModelDir, SPECIALS};
 use super::tokenizer;
 use proxytune::checkpoint::Source;
-use proxytune::cli::requests_of_line;
+use proxytune::cli::request_of_line;
 use proxytune::engine::trio::{Models, Trio, TrioSources};
 use proxytune::text::tokenizer::MAX_TEXT_BYTES;
 use proxytune::text::{PromptRequest, Roles, Tokenizer};
@@ -94,11 +94,11 @@ fn lines_that_are_no_text() {
     let (lone, reversed) = (prompt(br"\ud83d"), prompt(br"\ude00\ud83d"));
     let (overlong, surrogate, cut) = (prompt(b"\xC0\xAF"), prompt(b"\xED\xA0\xBD"), prompt(b"a\xE6\x97"));
     for line in [lone, reversed, overlong, surrogate, cut] {
-        let error = requests_of_line(&line, &trio).expect_err("no text");
+        let error = request_of_line(&line, &trio).expect_err("no text");
         assert_eq!((error.param(), error.exit_code()), (Some("line"), 2), "{error:?}");
         assert!(error.to_string().contains("not a request"), "{error}");
     }
-    let pair = requests_of_line(&prompt(br"\u0000\ud83d\ude00\ufffd"), &trio).expect("a text").remove(0);
+    let pair = request_of_line(&prompt(br"\u0000\ud83d\ude00\ufffd"), &trio).expect("a text");
     assert_eq!(pair.prompts[0], "\0😀\u{FFFD}".bytes().map(u32::from).collect::<Vec<_>>());
 }
 
@@ -113,8 +113,8 @@ fn a_template_that_fills_one_models_context() {
     let sources = TrioSources { base, expert: Some(expert), anti_expert: Some(anti) };
     let trio = Trio::open(&sources, &[]).expect("three right models");
     let line =
-        |more: &str| requests_of_line(format!(r#"{{"prompt":"abcdefg","chat":"expert"{more}}}"#).as_bytes(), &trio);
-    assert_eq!(line("").expect("28 tokens leave room")[0].sampling.max_tokens, 4);
+        |more: &str| request_of_line(format!(r#"{{"prompt":"abcdefg","chat":"expert"{more}}}"#).as_bytes(), &trio);
+    assert_eq!(line("").expect("28 tokens leave room").sampling.max_tokens, 4);
     for (more, param, part) in [
         (
             r#","max_tokens":5"#,

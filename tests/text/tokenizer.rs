@@ -1,10 +1,14 @@
 //! Ids and bytes against the PyPI package `tokenizers`.
 
+use super::model::{END, ModelDir, USER};
 use super::{golden, tokenizer};
+use proxytune::checkpoint::Source;
+use proxytune::engine::trio::{Trio, TrioSources};
 use proxytune::text::tokenizer::MAX_TEXT_BYTES;
 use proxytune::{Error, text::Tokenizer};
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, BTreeSet};
 use std::slice;
 
 #[derive(Deserialize)]
@@ -93,6 +97,72 @@ fn bytes_of_ids_make_the_text() {
             assert_eq!(String::from_utf8_lossy(&bytes), expected, "{name}");
         }
     }
+}
+
+/// A model of few tokens that has an unknown one, bytes to fall back to, and a word that no merge makes.
+fn small_model(options: Value, merges: &Value) -> Value {
+    let names = ["<unk>", "a", "b", "ab", "aba", "<0xC3>", "<0xA9>"];
+    let vocab: Map<String, Value> = names.iter().enumerate().map(|(id, name)| (name.to_string(), json!(id))).collect();
+    let mut model = json!({ "type": "BPE", "vocab": vocab, "merges": merges, "of_a_later_version": [1] });
+    model.as_object_mut().expect("an object").extend(options.as_object().expect("options").clone());
+    let decoder = json!({ "type": "ByteFallback" });
+    json!({ "version": "1.0", "added_tokens": [], "decoder": decoder, "model": model })
+}
+
+/// The file is put together here, and the crate's own reader is asked what it should have become.
+#[test]
+fn the_file_is_read_as_the_crate_reads_it() {
+    let mut seen = BTreeSet::new();
+    let forms = [json!([["a", "b"]]), json!(["a b"]), json!(["#version: 0.2", "a b"])];
+    for (number, merges) in (0..16).flat_map(|number| forms.iter().map(move |form| (number, form))) {
+        let option = |bit: u32| number >> bit & 1 == 1;
+        let unknown = if option(3) { json!("<unk>") } else { Value::Null };
+        let options = json!({ "fuse_unk": option(0), "byte_fallback": option(1), "ignore_merges": option(2), "unk_token": unknown });
+        let file = small_model(options.clone(), merges).to_string().into_bytes();
+        let crates = tokenizers::Tokenizer::from_bytes(&file).expect("a right file");
+        let ours = Tokenizer::open(&Source::memory("small", [("tokenizer.json", file.into())])).expect("a right file");
+        let mut ids = Vec::new();
+        for text in ["ab", "aba", "\u{e9}\u{e9}", "xxab", "abax", "b\u{e9}xa"] {
+            let expected = crates.encode_fast(text, true).expect("a short text").get_ids().to_vec();
+            assert_eq!(ours.encode_raw(text).expect("a short text"), expected, "{options} {merges} {text:?}");
+            ids.push(expected);
+        }
+        seen.insert(ids);
+    }
+    // Without an unknown token it makes no difference whether unknown ones are fused.
+    assert_eq!(seen.len(), 12, "each option changes what comes of a text");
+}
+
+#[test]
+fn models_with_equal_files_share_a_tokenizer() {
+    let models: [ModelDir; 3] = std::array::from_fn(|_| ModelDir::llama());
+    let open = |base: &ModelDir, expert: &ModelDir, anti_expert: &ModelDir| {
+        let [base, expert, anti_expert] = [base, expert, anti_expert].map(|model| Source::directory(model.path()));
+        Trio::open(&TrioSources { base, expert: Some(expert), anti_expert: Some(anti_expert) }, &[]).expect("a trio")
+    };
+    let shared = |trio: &Trio| {
+        let [base, expert, anti] = trio.tokenizers();
+        [std::ptr::eq(base, expert), std::ptr::eq(base, anti), std::ptr::eq(expert, anti)]
+    };
+    let [a, b, c] = &models;
+    assert_eq!(shared(&open(a, b, c)), [true; 3]);
+    // One byte of the one file, then of the other; then the other is not there.
+    b.write("tokenizer.json", [&b.read("tokenizer.json")[..], b" "].concat());
+    assert_eq!(shared(&open(a, b, c)), [false, true, false]);
+    a.set("tokenizer_config.json", "/eos_token", json!("<|user|>"));
+    assert_eq!(shared(&open(a, b, c)), [false; 3]);
+    assert_eq!(open(a, b, c).tokenizers().map(|tokenizer| tokenizer.eos_id()), [USER, END, END].map(Some));
+    a.remove("tokenizer_config.json");
+    assert_eq!(shared(&open(a, b, c)), [false; 3]);
+    c.remove("tokenizer_config.json");
+    assert_eq!(shared(&open(a, b, c)), [false, true, false]);
+    // Equal in length, and different past the part that is compared first.
+    let text = String::from_utf8(c.read("tokenizer.json")).expect("UTF-8") + &" ".repeat(1 << 20);
+    a.write("tokenizer.json", format!("{text} "));
+    c.write("tokenizer.json", format!("{text}\n"));
+    assert_eq!(shared(&open(a, b, c)), [false; 3]);
+    c.write("tokenizer.json", format!("{text} "));
+    assert_eq!(shared(&open(a, b, c)), [false, true, false]);
 }
 
 fn bytes_by_name<'a>(tokenizer: &'a Tokenizer, name: &str) -> &'a [u8] {

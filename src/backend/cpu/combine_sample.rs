@@ -53,7 +53,7 @@ pub(super) struct Inputs<'a> {
 
 /// What one sample reads.
 pub(super) struct InputRow<'a> {
-    /// `[n_ids]` each: base, expert, anti-expert. With alpha = 0 all three are the base's.
+    /// `[n_ids]` each: base, expert, anti-expert. With alpha = 0 all three are the one row that is read.
     pub(super) logits: [&'a [f32]; 3],
     /// Bit masks over ids.
     pub(super) live: &'a [u32],
@@ -70,7 +70,8 @@ impl<'a> Inputs<'a> {
             let first = row as usize * strides[role] as usize;
             &self.logits[role][first..first + n_ids as usize]
         };
-        let base = logits(0, sample.row_base);
+        assert!(slot.expert_only == 0 || slot.alpha == 0.0, "an expert that runs alone is not steered");
+        let base = if slot.expert_only == 1 { logits(1, sample.row_expert) } else { logits(0, sample.row_base) };
         let pair = (slot.alpha != 0.0).then(|| [logits(1, sample.row_expert), logits(2, sample.row_anti)]);
         let [expert, anti] = pair.unwrap_or([base, base]);
         let n_words = mask_words as usize;

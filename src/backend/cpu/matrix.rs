@@ -7,10 +7,10 @@
 //! cache, then the op's epilogue makes outputs of them. A thread's tasks are groups that follow each other in memory.
 
 use super::rows::Rows;
+use super::simd::memory::Region;
 use super::simd::work::{Block, Grid};
 use super::simd::{Ahead, GROUP, Kernel, MAX_TILE_ROWS, Tile, Weight};
 use super::*;
-use bytemuck::Zeroable;
 use half::{bf16, f16};
 
 /// Bytes of rows that stay in a core's second cache while all groups pass.
@@ -29,23 +29,21 @@ pub struct Matrix {
 }
 
 enum Elements {
-    F32(Vec<f32>),
-    F16(Vec<f16>),
-    Bf16(Vec<bf16>),
+    F32(Region<f32>),
+    F16(Region<f16>),
+    Bf16(Region<bf16>),
 }
 
 impl Matrix {
-    pub(super) fn new(threads: &Threads, spec: MatrixSpec, members: &[&dyn MatrixBytes]) -> Result<Self> {
+    pub(super) fn new(cpu: &Cpu, spec: MatrixSpec, members: &[&dyn MatrixBytes]) -> Result<Self> {
         let MatrixSpec { dtype, n_rows: n_out, n_cols: n_in } = spec;
         let shape = [n_out, n_in];
         let elements = |bytes: &&dyn MatrixBytes| match dtype {
             Dtype::F32 => {
-                interleave(threads, shape, *bytes, |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).map(Elements::F32)
+                interleave(cpu, shape, *bytes, |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).map(Elements::F32)
             }
-            Dtype::F16 => interleave(threads, shape, *bytes, |b| f16::from_le_bytes([b[0], b[1]])).map(Elements::F16),
-            Dtype::Bf16 => {
-                interleave(threads, shape, *bytes, |b| bf16::from_le_bytes([b[0], b[1]])).map(Elements::Bf16)
-            }
+            Dtype::F16 => interleave(cpu, shape, *bytes, |b| f16::from_le_bytes([b[0], b[1]])).map(Elements::F16),
+            Dtype::Bf16 => interleave(cpu, shape, *bytes, |b| bf16::from_le_bytes([b[0], b[1]])).map(Elements::Bf16),
         };
         Ok(Self { n_out, n_in, members: members.iter().map(elements).collect::<Result<_>>()? })
     }
@@ -98,17 +96,17 @@ struct Group {
 
 /// Row-major bytes to groups. A thread reads a group's rows, which checks them, and interleaves them while they stand in
 /// its cache; the whole matrix is in memory once.
-fn interleave<W: Weight + Zeroable>(
-    threads: &Threads,
+fn interleave<W: Weight + Pod>(
+    cpu: &Cpu,
     [n_out, n_in]: [usize; 2],
     bytes: &dyn MatrixBytes,
     read: impl Fn(&[u8]) -> W + Sync,
-) -> Result<Vec<W>> {
+) -> Result<Region<W>> {
     let (n_groups, width, row_bytes) = (n_out.div_ceil(GROUP), n_in * GROUP, n_in * size_of::<W>());
     let needed = (n_groups * width * size_of::<W>()) as u64;
-    let refused = |()| Error::Memory { what: "a weight matrix".into(), needed, limit: isize::MAX as u64 };
+    let refused = |_| Error::Memory { what: "a weight matrix".into(), needed, limit: isize::MAX as u64 };
     // Zeroed by the system as it is first touched, by the thread that fills it.
-    let mut elements: Vec<W> = bytemuck::allocation::try_zeroed_vec(n_groups * width).map_err(refused)?;
+    let mut elements: Region<W> = cpu.weights.borrow_mut().zeroed(n_groups * width).map_err(refused)?;
     let fill = |index: usize, group: &mut [W]| -> Result<()> {
         let first = index * GROUP;
         let mut rows = vec![0; (n_out - first).min(GROUP) * row_bytes];
@@ -126,7 +124,7 @@ fn interleave<W: Weight + Zeroable>(
     };
     let mut groups: Vec<_> =
         elements.chunks_exact_mut(width).enumerate().map(|(index, group)| (index, group, Ok(()))).collect();
-    threads.share(&mut groups, |(index, group, done)| *done = fill(*index, group));
+    cpu.share(&mut groups, |(index, group, done)| *done = fill(*index, group));
     groups.into_iter().try_for_each(|(_, _, done)| done)?;
     Ok(elements)
 }

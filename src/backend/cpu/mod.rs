@@ -6,6 +6,7 @@
 
 mod attention;
 mod combine_sample;
+mod copy_pages;
 mod draw;
 mod embed;
 mod matmul_add;
@@ -30,6 +31,7 @@ use super::params::{Extent, MAX_MEMBERS};
 use super::*;
 use crate::{Error, Result};
 use bytemuck::Pod;
+use simd::memory::Arena;
 use std::cell::{Ref, RefCell, RefMut};
 use std::time::Instant;
 use threads::Threads;
@@ -38,6 +40,8 @@ use threads::Threads;
 pub struct Cpu {
     threads: Threads,
     isa: Isa,
+    /// Where matrices are.
+    weights: RefCell<Arena>,
     /// Rows that a matrix op is about to multiply: gathered, times the gain. Grows to the largest step and stays.
     scratch: RefCell<Vec<f32>>,
     /// What attention's blocks gave, until they are folded.
@@ -74,7 +78,13 @@ impl Cpu {
         if !isa.is_available() {
             return Err(Error::device("cpu", format!("{} is not available here", isa.name())));
         }
-        Ok(Self { threads: Threads::new(threads)?, isa, scratch: RefCell::default(), partials: RefCell::default() })
+        Ok(Self {
+            threads: Threads::new(threads)?,
+            isa,
+            weights: RefCell::default(),
+            scratch: RefCell::default(),
+            partials: RefCell::default(),
+        })
     }
 
     /// Runs each task once, on any thread.
@@ -193,7 +203,7 @@ impl Backend for Cpu {
 
     fn matrix(&self, spec: MatrixSpec, members: &[&dyn MatrixBytes]) -> Result<Matrix> {
         checks::check_members(spec, members);
-        Matrix::new(&self.threads, spec, members)
+        Matrix::new(self, spec, members)
     }
 
     fn begin(&self) -> Pass {
@@ -210,6 +220,11 @@ impl Backend for Cpu {
 
     fn collect(&self, receipt: Vec<u8>) -> Result<Vec<u8>> {
         Ok(receipt)
+    }
+
+    fn copy_pages(&self, pass: &mut Pass, op: CopyPages<'_, Self>) {
+        pass.dispatches += 1;
+        copy_pages::run(op);
     }
 
     fn embed(&self, pass: &mut Pass, op: Embed<'_, Self>) {

@@ -1,21 +1,27 @@
 //! The yardstick of every figure of speed: how fast this machine reads memory.
 
+use super::simd::memory::{Arena, Region};
+use crate::{Error, Result};
 use std::time::Instant;
 
 /// More than any cache holds.
 const BYTES: usize = 512 << 20;
 
-/// A buffer that no cache holds, and the threads that read it.
+/// A buffer that no cache holds, in memory as weights are, and the threads that read it.
 pub struct ReadRate {
-    words: Vec<u64>,
+    words: Region<u64>,
     n_threads: usize,
 }
 
 impl ReadRate {
     /// For `threads` threads, or all. Takes half a gibibyte of memory.
-    pub fn new(threads: Option<usize>) -> Self {
+    pub fn new(threads: Option<usize>) -> Result<Self> {
         let all = || std::thread::available_parallelism().map_or(1, usize::from);
-        Self { words: vec![1; BYTES / size_of::<u64>()], n_threads: threads.unwrap_or_else(all) }
+        let what = "the buffer whose reading is timed".to_owned();
+        let refused = |_| Error::Memory { what, needed: BYTES as u64, limit: isize::MAX as u64 };
+        let mut words: Region<u64> = Arena::default().zeroed(BYTES / size_of::<u64>()).map_err(refused)?;
+        words.fill(1);
+        Ok(Self { words, n_threads: threads.unwrap_or_else(all) })
     }
 
     /// Bytes that the buffer takes.

@@ -50,7 +50,7 @@ pub(super) fn run(cpu: &Cpu, op: Record<'_, Cpu>) {
 }
 
 struct Step<'a> {
-    /// `[n_ids]` each; with alpha = 0 the base stands for its pair.
+    /// `[n_ids]` each; with alpha = 0 the one row that is read stands for all three.
     rows: [&'a [f32]; N_ROWS],
     live: &'a [u32],
     slot: &'a Slot,

@@ -2,15 +2,17 @@
 //!
 //! Everything else is plain Rust compiled once more per instruction set by [`Isa::run`]: `mul_add` rounds once wherever
 //! it runs, lanes are independent, and the compiler does not reorder floating-point sums, so the bits are the same.
-//! All unsafe code of the backend is here and below: vectors (`tile`, and of attention's keys `keys`), and tasks and
-//! buffers that threads share (`work`).
+//! All unsafe code of the backend is here and below: vectors (`tile`, and of attention's keys `keys`), tasks and buffers
+//! that threads share (`work`), and the memory that weights stand in (`memory`).
 #![allow(
     unsafe_code,
     reason = "SIMD intrinsics and calls of functions compiled for an instruction set; in `work` the lifetime of a task \
-              that threads help with, and blocks of one buffer handed to several threads"
+              that threads help with, and blocks of one buffer handed to several threads; in `memory` regions of one \
+              mapping"
 )]
 
 mod keys;
+pub(super) mod memory;
 mod tile;
 pub(super) mod work;
 

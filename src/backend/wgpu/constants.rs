@@ -1,5 +1,6 @@
 //! Constants that both sides need, written once in Rust and prepended to every shader as `const` lines.
 
+use super::ops::COPY_WORDS;
 use super::{BLOCK_ROWS, IMAGE_WIDTH};
 use crate::backend::math::*;
 use crate::backend::params::*;
@@ -16,6 +17,7 @@ pub(super) fn lines() -> String {
         ("MAX_HEAD_DIM", MAX_HEAD_DIM as u32),
         ("BLOCK_ROWS", BLOCK_ROWS as u32),
         ("IMAGE_WIDTH", IMAGE_WIDTH),
+        ("COPY_WORDS", COPY_WORDS),
         ("RING", RING as u32),
         ("MAX_STOP_IDS", MAX_STOP_IDS as u32),
         ("MAX_BIASES", MAX_BIASES as u32),

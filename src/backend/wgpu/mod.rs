@@ -186,6 +186,10 @@ impl Backend for Wgpu {
         self.collect_bytes(receipt)
     }
 
+    fn copy_pages(&self, pass: &mut Pass, op: CopyPages<'_, Self>) {
+        self.record_copy_pages(pass, op);
+    }
+
     fn embed(&self, pass: &mut Pass, op: Embed<'_, Self>) {
         op.check(op.table.shape());
         self.record_embed(pass, op);

@@ -12,8 +12,16 @@ pub(super) const MATMUL_OUTPUTS: u32 = 32;
 pub(super) const GATE_UP_OUTPUTS: u32 = 16;
 /// Rows of a tile, where a launch has more than one.
 pub(super) const TILE_ROWS: u32 = 4;
+/// Words of a page that one workgroup of copy_pages copies.
+pub(super) const COPY_WORDS: u32 = 2048;
 
 impl Wgpu {
+    pub(super) fn record_copy_pages(&self, pass: &mut Pass, op: CopyPages<'_, Self>) {
+        let CopyPages { plane, copies, n_copies, params } = op;
+        let grid = [params.page_words.div_ceil(COPY_WORDS), n_copies, 1];
+        self.dispatch(pass, &COPY_PAGES, &Variant::default(), &[plane, copies], &[bytes_of(&params)], grid);
+    }
+
     pub(super) fn record_embed(&self, pass: &mut Pass, op: Embed<'_, Self>) {
         let Embed { x, places, table, rows, slots, extents, n_rows, params } = op;
         let variant = Variant {

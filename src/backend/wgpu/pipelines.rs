@@ -29,6 +29,7 @@ macro_rules! shader {
     };
 }
 
+pub(super) static COPY_PAGES: Stem = Stem::new("copy_pages", shader!("copy_pages"), [1, 1, 1]);
 pub(super) static EMBED: Stem = Stem::new("embed", shader!("embed"), [2, 4, 2]);
 pub(super) static NORM_MATMUL: Stem = Stem::new("norm_matmul", shader!("norm_matmul"), [1, 6, 2]);
 pub(super) static ROPE_APPEND: Stem = Stem::new("rope_append", shader!("rope_append"), [2, 6, 1]);
@@ -41,8 +42,18 @@ pub(super) static RECORD: Stem = Stem::new("record", shader!("record"), [1, 7, 1
 
 /// All ops.
 #[cfg(test)]
-pub(super) static STEMS: [&Stem; 9] =
-    [&EMBED, &NORM_MATMUL, &ROPE_APPEND, &ATTENTION, &MATMUL_ADD, &NORM_ADD, &NORM_GATE_UP, &COMBINE_SAMPLE, &RECORD];
+pub(super) static STEMS: [&Stem; 10] = [
+    &COPY_PAGES,
+    &EMBED,
+    &NORM_MATMUL,
+    &ROPE_APPEND,
+    &ATTENTION,
+    &MATMUL_ADD,
+    &NORM_ADD,
+    &NORM_GATE_UP,
+    &COMBINE_SAMPLE,
+    &RECORD,
+];
 
 const COMMON: [&str; 2] = [shader!("common"), shader!("parts/math")];
 

@@ -44,6 +44,11 @@ impl RepoCache {
         self.repository().join("blobs").join(hash)
     }
 
+    /// Whether they are there, all `n_bytes` of them.
+    pub(super) fn has_blob(&self, hash: &str, n_bytes: u64) -> bool {
+        fs::metadata(self.blob(hash)).is_ok_and(|metadata| metadata.len() == n_bytes)
+    }
+
     /// Where they are while they come: the name that huggingface_hub resumed from before it took to random ones.
     pub(super) fn partial(&self, hash: &str) -> PathBuf {
         self.blob(&format!("{hash}.incomplete"))

@@ -33,7 +33,7 @@ impl Download<'_> {
         let blob = self.cache.blob(hash);
         let lock = self.cache.lock(hash, || watch(Event::Waiting { file: self.file.into() }));
         let _held = lock.map_err(|error| Failure::lasting(format!("locking {}: {error}", blob.display())))?;
-        if !fs::metadata(&blob).is_ok_and(|metadata| metadata.len() == self.content.n_bytes) {
+        if !self.cache.has_blob(hash, self.content.n_bytes) {
             self.fetch(&blob, watch)?;
         }
         self.cache.link(self.commit, self.file, hash).map_err(writing(&blob))
@@ -85,7 +85,8 @@ impl Download<'_> {
 
     /// One request.
     fn transfer(&self, partial: &mut Partial, watch: Watch) -> Result<(), Failure> {
-        let response = self.wire.get(self.url, partial.n_bytes)?;
+        let rest = (partial.n_bytes > 0).then(|| format!("bytes={}-", partial.n_bytes));
+        let response = self.wire.get(self.url, rest)?;
         if response.status() == StatusCode::OK && partial.n_bytes > 0 {
             self.check_whole(response.headers(), &partial.path)?;
             partial.restart().map_err(writing(&partial.path))?;
@@ -102,7 +103,7 @@ impl Download<'_> {
                 Err(error) => return Err(self.wire.broken(error, partial.n_bytes)),
             };
             if n as u64 > partial.n_missing() {
-                let failure = self.differs(format!("more than {} bytes came", self.content.n_bytes));
+                let failure = self.content.differs(format!("more than {} bytes came", self.content.n_bytes));
                 return Err(if partial.n_bytes > start { partial.discard(failure) } else { failure });
             }
             if n == 0 && partial.n_missing() > 0 {
@@ -122,7 +123,7 @@ impl Download<'_> {
         let rest = number(headers, &CONTENT_LENGTH);
         if rest.is_some_and(|rest| rest != n_bytes - start) {
             let rest = rest.unwrap_or_default();
-            return Err(self.differs(format!("the server offers {} bytes", start.saturating_add(rest))));
+            return Err(self.content.differs(format!("the server offers {} bytes", start.saturating_add(rest))));
         }
         let range = headers.get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
         if start > 0 && !range.is_some_and(|range| range.starts_with(&format!("bytes {start}-"))) {
@@ -140,10 +141,6 @@ impl Download<'_> {
             return Err(Failure::lasting(format!("{what}; remove {partial} to begin anew")));
         }
         self.check_announced(headers, 0)
-    }
-
-    fn differs(&self, what: String) -> Failure {
-        Failure::lasting(format!("{what}, the hub's listing says {}", self.content.n_bytes))
     }
 }
 

@@ -57,7 +57,7 @@ impl Listing {
     /// Asks for it.
     pub(super) fn get(wire: &Wire, url: &str) -> Result<Self, Failure> {
         let mut text = Vec::new();
-        let mut body = wire.get(url, 0)?.into_body().into_reader().take(MAX_BYTES + 1);
+        let mut body = wire.get(url, None)?.into_body().into_reader().take(MAX_BYTES + 1);
         body.read_to_end(&mut text).map_err(|error| wire.broken(error, 0))?;
         if text.len() as u64 > MAX_BYTES {
             return Err(Failure::lasting(format!("the listing has more than {MAX_BYTES} bytes")));
@@ -98,6 +98,11 @@ impl Content {
             HashKind::GitBlob => 40,
         };
         (hash.len() == n_chars && is_hex(&hash)).then_some(Self { n_bytes, hash, kind })
+    }
+
+    /// Something came or was announced that cannot be the file.
+    pub(super) fn differs(&self, what: String) -> Failure {
+        Failure::lasting(format!("{what}, the hub's listing says {}", self.n_bytes))
     }
 
     /// A hasher that has read nothing of the file yet.

@@ -10,6 +10,7 @@
 
 mod cache;
 mod download;
+mod header;
 mod id;
 mod listing;
 mod settings;
@@ -19,13 +20,14 @@ pub(super) use cache::snapshot_name;
 pub use id::{ModelId, Place, Revision};
 
 use super::shards::{self, INDEX, SINGLE};
-use super::{ModelConfig, Source};
+use super::{Header, ModelConfig, Source, safetensors};
 use crate::{Error, Result};
 use cache::RepoCache;
 use download::Download;
-use listing::Listing;
+use header::Beginning;
+use listing::{Content, Listing};
 use settings::Settings;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use wire::{Failure, MAX_ATTEMPTS, Patience, Wire};
 
@@ -42,6 +44,15 @@ const OPTIONAL: [&str; 5] = [
 /// Limit of every file but the weights, by the hub's own word, before a byte of it comes.
 const MAX_SMALL_BYTES: u64 = 64 << 20;
 
+/// What of a model's weights is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Weights {
+    /// All: to run the model.
+    All,
+    /// Names, shapes and types: to describe it.
+    Headers,
+}
+
 /// What happens while a model is fetched, for a person to see.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -55,6 +66,13 @@ pub enum Event {
         total: u64,
         /// Bytes.
         done: u64,
+    },
+    /// The header of a file of weights is fetched, and not the file.
+    Header {
+        /// `org/name`.
+        repo: String,
+        /// Its name in the repository.
+        file: String,
     },
     /// So many bytes came.
     Bytes(u64),
@@ -80,7 +98,7 @@ pub struct Hub {
     settings: Settings,
     wire: Wire,
     /// A model that several roles name is looked up once, so that all of them get the same commit.
-    known: HashMap<(ModelId, Revision), PathBuf>,
+    known: HashMap<(ModelId, Revision, Weights), Source>,
 }
 
 impl Hub {
@@ -92,18 +110,19 @@ impl Hub {
         Ok(Self { settings, wire, known: HashMap::new() })
     }
 
-    /// The directory of a model at a revision, fetched as far as the cache lacks it.
+    /// A model at a revision, fetched as far as the cache lacks it. Of weights that are only described, headers are fetched
+    /// that the cache lacks, and stay in memory.
     ///
     /// A commit that the cache has with every file, or a note that there is none, is taken without a request. Without a
     /// network, what the cache has is used if it can be run, with a warning; with `HF_HUB_OFFLINE` nobody is asked.
-    pub fn open(&mut self, id: &ModelId, revision: &Revision, watch: Watch) -> Result<Source> {
-        let key = (id.clone(), revision.clone());
+    pub fn open(&mut self, id: &ModelId, revision: &Revision, weights: Weights, watch: Watch) -> Result<Source> {
+        let key = (id.clone(), revision.clone(), weights);
         if !self.known.contains_key(&key) {
-            let repo = Repo { hub: self, id, revision, cache: RepoCache::new(&self.settings.cache, id) };
-            let directory = repo.locate(watch)?;
-            self.known.insert(key.clone(), directory);
+            let repo = Repo { hub: self, id, revision, weights, cache: RepoCache::new(&self.settings.cache, id) };
+            let source = repo.locate(watch)?;
+            self.known.insert(key.clone(), source);
         }
-        Ok(Source::directory(&self.known[&key]))
+        Ok(self.known[&key].clone())
     }
 }
 
@@ -112,25 +131,26 @@ struct Repo<'a> {
     hub: &'a Hub,
     id: &'a ModelId,
     revision: &'a Revision,
+    weights: Weights,
     cache: RepoCache,
 }
 
 impl Repo<'_> {
-    fn locate(&self, watch: Watch) -> Result<PathBuf> {
+    fn locate(&self, watch: Watch) -> Result<Source> {
         let cached = self.cached();
         if self.hub.settings.offline {
             let cached = cached?;
             if !cached.unknown.is_empty() {
                 watch(Event::Warning { message: format!("offline; {}", cached.describe()) });
             }
-            return Ok(cached.directory);
+            return Ok(Source::Directory(cached.directory));
         }
         let cached = cached.ok();
         if let Some(cached) = &cached
             && cached.unknown.is_empty()
             && self.revision.is_commit()
         {
-            return Ok(cached.directory.clone());
+            return Ok(Source::directory(&cached.directory));
         }
         // Who has the model already should not wait for a dead network more than once.
         let attempts = if cached.is_some() { 1 } else { MAX_ATTEMPTS };
@@ -138,7 +158,7 @@ impl Repo<'_> {
             (Ok(listing), _) => self.fetch(&listing, watch),
             (Err(failure), Some(cached)) if failure.wait.is_some() => {
                 watch(Event::Warning { message: format!("{}; {}", failure.message, cached.describe()) });
-                Ok(cached.directory)
+                Ok(Source::Directory(cached.directory))
             }
             (Err(failure), _) => Err(self.refused(None, failure)),
         }
@@ -176,54 +196,99 @@ impl Repo<'_> {
     }
 
     /// Brings what the cache lacks. A configuration that is refused ends it before the weights.
-    fn fetch(&self, listing: &Listing, watch: Watch) -> Result<PathBuf> {
+    fn fetch(&self, listing: &Listing, watch: Watch) -> Result<Source> {
         let directory = self.cache.snapshot(&listing.commit);
         for file in REQUIRED.iter().chain(OPTIONAL.iter().filter(|file| listing.has(file))) {
             self.fetch_file(listing, file, MAX_SMALL_BYTES, watch)?;
         }
         let source = Source::directory(&directory);
         ModelConfig::read(&source)?;
-        if listing.has(SINGLE) {
-            self.fetch_file(listing, SINGLE, u64::MAX, watch)?;
-        } else if listing.has(INDEX) {
-            self.fetch_file(listing, INDEX, MAX_SMALL_BYTES, watch)?;
-            for file in shards::names_in_index(&source)? {
+        let mut headers = Vec::new();
+        for file in self.weights_files(listing, &source, watch)? {
+            if self.weights == Weights::All || self.is_cached(listing, &file)? {
                 self.fetch_file(listing, &file, u64::MAX, watch)?;
+            } else {
+                headers.push(self.fetch_header(listing, file, watch)?);
             }
-        } else {
-            let foreign = shards::foreign_weights(&listing.names());
-            let message = foreign.unwrap_or_else(|| format!("has neither {SINGLE} nor {INDEX}"));
-            return Err(self.error(None, None, message));
         }
         for file in OPTIONAL.iter().filter(|file| !listing.has(file) && !self.cache.knows(&listing.commit, file)) {
             // A note saves the next run a request and no more: a cache that cannot be written is still good to read.
             let _ = self.cache.note_absent(&listing.commit, file);
         }
+        if !headers.is_empty() {
+            // The revision is not noted: without the hub it stays the commit that the cache has whole.
+            return Ok(Source::Described { directory, headers: headers.into() });
+        }
         let noted = self.cache.note_commit(self.revision, &listing.commit);
         noted.map_err(|error| self.error(None, None, format!("writing to the cache: {error}")))?;
-        Ok(directory)
+        Ok(source)
+    }
+
+    /// The names of the files of weights; their index is fetched for them.
+    fn weights_files(&self, listing: &Listing, source: &Source, watch: Watch) -> Result<BTreeSet<String>> {
+        if listing.has(SINGLE) {
+            return Ok([SINGLE.to_string()].into());
+        }
+        if listing.has(INDEX) {
+            self.fetch_file(listing, INDEX, MAX_SMALL_BYTES, watch)?;
+            return shards::names_in_index(source);
+        }
+        let foreign = shards::foreign_weights(&listing.names());
+        let message = foreign.unwrap_or_else(|| format!("has neither {SINGLE} nor {INDEX}"));
+        Err(self.error(None, None, message))
+    }
+
+    /// What the listing says of a file that is needed.
+    fn content<'l>(&self, listing: &'l Listing, file: &str) -> Result<&'l Content> {
+        if !listing.has(file) {
+            return Err(self.error(Some(file), None, "the repository has no such file"));
+        }
+        let unsaid = || self.error(Some(file), None, "the hub's listing does not say its size and hash");
+        listing.content(file).ok_or_else(unsaid)
+    }
+
+    /// Whether the cache has the bytes of a file, by its name or by their hash.
+    fn is_cached(&self, listing: &Listing, file: &str) -> Result<bool> {
+        let content = self.content(listing, file)?;
+        Ok(self.is_in_snapshot(listing, file, content) || self.cache.has_blob(&content.hash, content.n_bytes))
+    }
+
+    fn is_in_snapshot(&self, listing: &Listing, file: &str, content: &Content) -> bool {
+        let path = self.cache.snapshot(&listing.commit).join(file);
+        path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() == content.n_bytes)
     }
 
     /// Brings one file of at most `limit` bytes, if the cache lacks it.
     fn fetch_file(&self, listing: &Listing, file: &str, limit: u64, watch: Watch) -> Result<()> {
-        if !listing.has(file) {
-            return Err(self.error(Some(file), None, "the repository has no such file"));
-        }
-        let Some(content) = listing.content(file) else {
-            return Err(self.error(Some(file), None, "the hub's listing does not say its size and hash"));
-        };
+        let content = self.content(listing, file)?;
         if content.n_bytes > limit {
             return Err(self.error(Some(file), None, format!("{} bytes, the limit is {limit}", content.n_bytes)));
         }
-        let path = self.cache.snapshot(&listing.commit).join(file);
-        if path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() == content.n_bytes) {
+        if self.is_in_snapshot(listing, file, content) {
             return Ok(());
         }
-        let endpoint = &self.hub.settings.endpoint;
-        let url = format!("{endpoint}/{}/resolve/{}/{}", self.id, listing.commit, wire::escaped(file));
-        let (wire, cache, id) = (&self.hub.wire, &self.cache, self.id);
+        let (wire, cache, id, url) = (&self.hub.wire, &self.cache, self.id, self.url(listing, file));
         let download = Download { wire, cache, id, commit: &listing.commit, file, url: &url, content };
         download.run(watch).map_err(|failure| self.refused(Some(file), failure))
+    }
+
+    /// Brings the header of a file of weights, and nothing into the cache.
+    fn fetch_header(&self, listing: &Listing, file: String, watch: Watch) -> Result<Header> {
+        let content = self.content(listing, &file)?;
+        let path = self.cache.snapshot(&listing.commit).join(&file);
+        let url = self.url(listing, &file);
+        watch(Event::Header { repo: self.id.to_string(), file: file.clone() });
+        let mut beginning = Beginning::new(&self.hub.wire, &url, content);
+        let refused = |failure| self.refused(Some(&file), failure);
+        beginning.reach(safetensors::LENGTH_BYTES.min(content.n_bytes)).map_err(refused)?;
+        let end = safetensors::header_end(&path, &beginning.bytes, content.n_bytes)?;
+        beginning.reach(end).map_err(refused)?;
+        Ok(Header { n_bytes: content.n_bytes, start: beginning.bytes, file })
+    }
+
+    fn url(&self, listing: &Listing, file: &str) -> String {
+        let endpoint = &self.hub.settings.endpoint;
+        format!("{endpoint}/{}/resolve/{}/{}", self.id, listing.commit, wire::escaped(file))
     }
 
     fn error(&self, file: Option<&str>, status: Option<u16>, message: impl Into<String>) -> Error {

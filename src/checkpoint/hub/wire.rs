@@ -157,11 +157,11 @@ impl Wire {
         self.authorization.is_some()
     }
 
-    /// Asks for what is at `url`, from byte `start` on. The answer's status is 200 (all of it) or 206 (the rest).
-    pub(super) fn get(&self, url: &str, start: u64) -> Result<Response<Body>, Failure> {
+    /// Asks for what is at `url`, or for a `range` of it (`bytes=9-`). The answer's status is 200 (all of it) or 206.
+    pub(super) fn get(&self, url: &str, range: Option<String>) -> Result<Response<Body>, Failure> {
         let mut url = url.to_string();
         for _ in 0..=MAX_REDIRECTS {
-            let response = self.ask(&url, start)?;
+            let response = self.ask(&url, range.as_deref())?;
             let status = response.status();
             if matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
                 return Ok(response);
@@ -175,15 +175,15 @@ impl Wire {
         Err(Failure::lasting(format!("more than {MAX_REDIRECTS} redirects")))
     }
 
-    fn ask(&self, url: &str, start: u64) -> Result<Response<Body>, Failure> {
+    fn ask(&self, url: &str, range: Option<&str>) -> Result<Response<Body>, Failure> {
         let origin = Origin::of(url).ok_or_else(|| Failure::lasting("redirected to no address"))?;
         // Nothing may be compressed on the way: the sizes would not be those of the listing.
         let mut request = self.agent.get(url).header(ACCEPT_ENCODING, "identity");
         if let Some(authorization) = self.authorization.as_ref().filter(|_| origin == self.hub) {
             request = request.header(AUTHORIZATION, authorization);
         }
-        if start > 0 {
-            request = request.header(RANGE, format!("bytes={start}-"));
+        if let Some(range) = range {
+            request = request.header(RANGE, range);
         }
         request.call().map_err(|error| Failure::of_transport(error, &origin, self.timeout))
     }

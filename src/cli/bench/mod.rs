@@ -12,9 +12,10 @@ use super::output::{self, Stdout};
 use crate::backend::cpu::ReadRate;
 use crate::backend::wgpu;
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::hub::Weights;
 use crate::engine::event::Event;
-use crate::engine::plan::{MachineSizes, machine_sizes, too_little};
-use crate::engine::request::{Request, Sampling};
+use crate::engine::plan::machine_sizes;
+use crate::engine::request::{Draft, Request, Sampling};
 use crate::engine::trio::Trio;
 use crate::engine::worker::{DEFAULT_PREFILL_ROWS, EngineOptions, Handle};
 use crate::{Error, Result};
@@ -41,7 +42,7 @@ const SETTINGS: [Setting; 7] = [
 
 pub(super) fn run(args: &BenchArgs) -> Result<()> {
     // Once: a hub's branch may move between two looks.
-    let sources = args.models.sources()?;
+    let sources = args.models.sources(Weights::All)?;
     let (checkpoints, member_of_role) = open::checkpoints(&sources)?;
     if checkpoints.len() < 3 {
         return Err(Error::argument("expert", "a bench needs three different models: equal ones are computed once"));
@@ -59,7 +60,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
         n_runs: args.runs.map_or(if args.quick { QUICK_RUNS } else { RUNS }, usize::from),
         floor: Floor::new(&trio, options.kv_cache_dtype),
         engine,
-        read_rate: ReadRate::new(args.device.threads.map(usize::from)),
+        read_rate: ReadRate::new(args.device.threads.map(usize::from))?,
         trio,
     };
     let mut report = Report::new(&bench);
@@ -85,17 +86,15 @@ fn refuse_what_does_not_fit(
     options: &EngineOptions,
 ) -> Result<()> {
     let room = options.room()?;
-    let MachineSizes { mut bytes, prefill_rows } = machine_sizes(checkpoints, member_of_role, options, &room)?;
+    let mut sizes = machine_sizes(checkpoints, member_of_role, options, &room)?;
+    let prefill_rows = sizes.prefill_rows;
     let in_parts = |s: &&Setting| s.batch > 1 && s.batch * s.prompt > prefill_rows;
     if let Some(Setting { prompt, batch, .. }) = settings.iter().find(in_parts) {
         let message = format!("{batch} prompts of {prompt} tokens are more than one step takes: {prefill_rows} tokens");
         return Err(Error::argument("setting", message));
     }
-    bytes.workspace += ReadRate::bytes() as u64;
-    match room.memory {
-        Some(memory) if bytes.total() > memory => Err(too_little(bytes, "the largest setting", memory)),
-        _ => Ok(()),
-    }
+    sizes.bytes.workspace += ReadRate::bytes() as u64;
+    sizes.check("the largest setting", room.memory)
 }
 
 /// The settings asked for, without those that are longer than the models' positions.
@@ -126,20 +125,20 @@ fn quick(setting: Setting) -> Setting {
 /// An engine with room for the largest of `settings`, in which all prompts of a batch start together.
 fn options(args: &BenchArgs, settings: &[Setting]) -> EngineOptions {
     let most = |of: fn(&Setting) -> usize| settings.iter().map(of).max().unwrap_or(1);
-    let requests = vec![request(settings[0], 0, 1.0, 1); most(|s| s.batch)];
+    let drafts = vec![draft(settings[0], 0, 1.0, 1); most(|s| s.batch)];
     EngineOptions {
         max_model_len: most(|s| s.prompt + s.output),
         kv_tokens: Some(most(|s| s.batch * (s.prompt + s.output))),
         prefill_rows: most(|s| if s.batch > 1 { s.batch * s.prompt } else { 1 }).max(DEFAULT_PREFILL_ROWS),
-        ..args.device.engine_for(&requests)
+        ..args.device.engine_for(&drafts)
     }
 }
 
 /// Text number `index` of a batch: `alpha` 0 is the base alone, which computes nothing of the pair.
-fn request(setting: Setting, index: usize, alpha: f32, n_ids: usize) -> Request {
+fn draft(setting: Setting, index: usize, alpha: f32, n_ids: usize) -> Draft {
     let prompt: Vec<u32> = (0..setting.prompt).map(|i| ((131 * index + 7 * i) % n_ids) as u32).collect();
     let sampling = Sampling { alpha, max_tokens: setting.output as u32, ignore_eos: true, ..Sampling::default() };
-    Request { prompts: std::array::from_fn(|_| prompt.clone()), sampling, ..Request::default() }
+    Draft { prompts: std::array::from_fn(|_| prompt.clone()), sampling, ..Draft::default() }
 }
 
 /// What all settings are measured with.
@@ -181,8 +180,9 @@ impl Bench {
     }
 
     fn time(&self, setting: Setting, alpha: f32) -> Result<Times> {
-        let n_ids = self.trio.vocabulary().n_ids;
-        let requests = (0..setting.batch).map(|index| request(setting, index, alpha, n_ids)).collect();
+        let limits = self.trio.limits();
+        let request = |index| Request::new(draft(setting, index, alpha, limits.n_ids), &limits);
+        let requests = (0..setting.batch).map(request).collect::<Result<_>>()?;
         let watch = Watch::new();
         let mut events = self.engine.submit(requests)?;
         let mut times = Times { prompt: 0.0, decode: 0.0 };

@@ -12,6 +12,7 @@ use super::fields::RequestFields;
 use super::generate::in_order;
 use super::interrupt::Watch;
 use super::output::{Stdout, Style};
+use super::sampling::SamplingFields;
 use crate::Result;
 use crate::engine::event::Completion;
 use crate::engine::request::Request;
@@ -63,14 +64,17 @@ impl Asked {
                 let fields = RequestFields {
                     prompt: Some(question.into()),
                     chat: Some(chat.into()),
-                    alpha: Some(alpha),
-                    max_tokens: Some(MAX_TOKENS),
+                    sampling: SamplingFields {
+                        alpha: Some(alpha),
+                        max_tokens: Some(MAX_TOKENS),
+                        ..SamplingFields::default()
+                    },
                     record: Some(0),
                     ..RequestFields::default()
                 };
-                fields.requests(trio, None)
+                fields.request(trio, None)
             };
-            questions.clone().map(one).collect::<Result<Vec<_>>>().map(|requests| requests.concat())
+            questions.clone().map(one).collect::<Result<Vec<_>>>()
         };
         // Only the expert gets the chat marks. Alone, it stands in the base's place.
         let (base, proxy) = (requests(&trio, 0.0, "expert")?, requests(&trio, args.alpha, "expert")?);

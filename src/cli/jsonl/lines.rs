@@ -146,19 +146,19 @@ impl Parsed {
         (1..=MAX_N).contains(&n).then_some(n)
     }
 
-    /// The requests of the line, one per sample.
-    pub(super) fn requests(self, trio: &Trio, line: &Line, parser: &Parser) -> Result<Vec<Request>> {
-        let requests = self.fields.and_then(|fields| fields.requests(trio, parser.max_model_len));
-        requests.map_err(|error| at_line(error, line.number))
+    /// The request of the line.
+    pub(super) fn request(self, trio: &Trio, line: &Line, parser: &Parser) -> Result<Request> {
+        let request = self.fields.and_then(|fields| fields.request(trio, parser.max_model_len));
+        request.map_err(|error| at_line(error, line.number))
     }
 }
 
-/// The requests of one line of `generate -i`, one per sample, checked in full against the models. What the line does not
-/// name has the library's default.
-pub fn requests_of_line(line: &[u8], trio: &Trio) -> Result<Vec<Request>> {
+/// The request of one line of `generate -i`, checked in full against the models. What the line does not name has the
+/// library's default.
+pub fn request_of_line(line: &[u8], trio: &Trio) -> Result<Request> {
     static PARSER: LazyLock<Parser> = LazyLock::new(|| Parser::over(&RequestFields::default(), None));
     let line = Line { number: 1, index: 0, bytes: Some(line.to_vec()) };
-    PARSER.parse(&line).requests(trio, &line, &PARSER)
+    PARSER.parse(&line).request(trio, &line, &PARSER)
 }
 
 impl Parser {

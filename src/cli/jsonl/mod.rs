@@ -8,7 +8,7 @@ mod earlier;
 mod lines;
 mod output;
 
-pub use lines::requests_of_line;
+pub use lines::request_of_line;
 
 use super::args::GenerateArgs;
 use super::generate::{in_order, pair_is_moot, warn_of_moot_pair};
@@ -16,9 +16,9 @@ use super::interrupt::Watch;
 use super::loading;
 use super::output::{to_json, to_stderr, warn};
 use super::progress::Bar;
-use super::result::{ErrorJson, ResultJson};
+use super::result::{Asked, ErrorJson, ResultJson};
+use crate::backend::params::MAX_SLOTS;
 use crate::engine::event::Completion;
-use crate::engine::request::Request;
 use crate::engine::trio::Trio;
 use crate::engine::worker::{EngineOptions, EventStream, Handle};
 use crate::{Error, Result};
@@ -27,10 +27,13 @@ use lines::{Input, Line, Parser};
 use output::{IfThere, Target, Writer};
 use serde::Serialize;
 use serde_json::Value;
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
 
 /// Lines under way at most: enough for the slots of the engine to stay full while the oldest line is long.
 const MAX_LINES: usize = 512;
+/// Samples under way; a single line may have more, and all are fewer than an engine lets wait.
+const MAX_SAMPLES: usize = 4_096;
 /// Prompt tokens under way, all roles together; a single line may have more.
 const MAX_TOKENS: usize = 1 << 24;
 
@@ -45,7 +48,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
     let survey = Survey::new(&mut input, &parser, &earlier, &trio)?;
     survey.report(args, &earlier, &trio);
     // Before the output is touched, so that a device that is not there leaves it alone.
-    let engine = survey.engine.clone().map(|sized| loading::start(&trio, args.device.engine(sized))).transpose()?;
+    let engine = survey.engine(args).map(|options| loading::start(&trio, options)).transpose()?;
     let writer = target.into_writer(&earlier)?;
     let bar = writer.is_a_file().then(|| survey.bar());
     let mut batch = Batch {
@@ -72,15 +75,18 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
 struct Survey {
     n_lines: usize,
     n_to_run: usize,
-    /// Just the room that the lines need; none where none can run.
+    /// What the longest and the most demanding of them need; none where none can run.
     engine: Option<EngineOptions>,
+    /// Tokens of as many samples as can run at a time, the longest ones.
+    longest: BinaryHeap<Reverse<usize>>,
     uses_chat: bool,
     pair_is_moot: bool,
 }
 
 impl Survey {
     fn new(input: &mut Input, parser: &Parser, earlier: &[Earlier], trio: &Trio) -> Result<Self> {
-        let mut survey = Self { n_lines: 0, n_to_run: 0, engine: None, uses_chat: false, pair_is_moot: true };
+        let (engine, longest) = (None, BinaryHeap::new());
+        let mut survey = Self { n_lines: 0, n_to_run: 0, engine, longest, uses_chat: false, pair_is_moot: true };
         let mut lines = input.lines()?;
         while let Some(line) = lines.next()? {
             survey.n_lines += 1;
@@ -90,14 +96,28 @@ impl Survey {
             survey.n_to_run += 1;
             let parsed = parser.parse(&line);
             survey.uses_chat |= parsed.fields.as_ref().is_ok_and(|fields| fields.uses_chat());
-            let Ok(requests) = parsed.requests(trio, &line, parser) else { continue };
-            survey.pair_is_moot &= pair_is_moot(trio, &requests[0]);
-            match &mut survey.engine {
-                None => survey.engine = Some(EngineOptions::sized_for(&requests)),
-                Some(engine) => requests.iter().for_each(|request| engine.make_room_for(request)),
+            let Ok(request) = parsed.request(trio, &line, parser) else { continue };
+            survey.pair_is_moot &= pair_is_moot(trio, &request);
+            let nothing = EngineOptions { n_slots: 0, ..EngineOptions::default() };
+            survey.engine.get_or_insert(nothing).make_room_for(&request);
+            for _ in 0..request.n {
+                survey.longest.push(Reverse(request.n_tokens()));
+                if survey.longest.len() > MAX_SLOTS {
+                    survey.longest.pop();
+                }
             }
         }
         Ok(survey)
+    }
+
+    /// The engine for the lines: its slots are filled again as texts end, and its pages are enough for the longest texts
+    /// that can meet in them.
+    fn engine(&self, args: &GenerateArgs) -> Option<EngineOptions> {
+        let bounded = args.step.bound(args.device.engine(self.engine.clone()?));
+        let mut longest: Vec<usize> = self.longest.iter().map(|Reverse(n_tokens)| *n_tokens).collect();
+        longest.sort_unstable_by_key(|&n_tokens| Reverse(n_tokens));
+        let kv_tokens = longest.iter().take(bounded.n_slots).sum();
+        Some(EngineOptions { kv_tokens: Some(kv_tokens), ..bounded })
     }
 
     fn bar(&self) -> Bar {
@@ -137,6 +157,7 @@ struct Pending {
     /// Bytes of earlier results that stand in its place.
     n_earlier: u64,
     n_tokens: usize,
+    n_samples: usize,
     kind: PendingKind,
 }
 
@@ -150,7 +171,7 @@ enum PendingKind {
     Running {
         id: Value,
         n: usize,
-        recorded: bool,
+        asked: Asked,
         events: EventStream,
     },
 }
@@ -162,7 +183,7 @@ impl Batch<'_> {
             self.watch.check()?;
             let earlier = earlier.get(line.index);
             self.push(line, parser, earlier)?;
-            while self.pending.len() > MAX_LINES || self.n_tokens() > MAX_TOKENS && self.pending.len() > 1 {
+            while self.pending.len() > MAX_LINES || self.is_full() && self.pending.len() > 1 {
                 self.write_oldest()?;
             }
         }
@@ -172,8 +193,9 @@ impl Batch<'_> {
         Ok(())
     }
 
-    fn n_tokens(&self) -> usize {
-        self.pending.iter().map(|pending| pending.n_tokens).sum()
+    fn is_full(&self) -> bool {
+        let sum = |of: fn(&Pending) -> usize| self.pending.iter().map(of).sum::<usize>();
+        sum(|pending| pending.n_tokens) > MAX_TOKENS || sum(|pending| pending.n_samples) > MAX_SAMPLES
     }
 
     fn push(&mut self, line: Line, parser: &Parser, earlier: Option<&Earlier>) -> Result<()> {
@@ -181,23 +203,25 @@ impl Batch<'_> {
         if earlier.is_some_and(|block| block.finished) {
             match self.pending.back_mut() {
                 Some(Pending { n_earlier: before, kind: PendingKind::Finished, .. }) => *before += n_earlier,
-                _ => self.pending.push_back(Pending { n_earlier, n_tokens: 0, kind: PendingKind::Finished }),
+                _ => {
+                    let kind = PendingKind::Finished;
+                    self.pending.push_back(Pending { n_earlier, n_tokens: 0, n_samples: 0, kind });
+                }
             }
             return Ok(());
         }
         let parsed = parser.parse(&line);
         let id = parsed.id.clone();
-        let recorded = parsed.fields.as_ref().is_ok_and(|fields| fields.record.is_some());
-        let (n_tokens, kind) = match parsed.requests(self.trio, &line, parser) {
-            Err(error) => (0, PendingKind::Failed { id, error }),
-            Ok(requests) => {
+        let (n_tokens, n_samples, kind) = match parsed.request(self.trio, &line, parser) {
+            Err(error) => (0, 0, PendingKind::Failed { id, error }),
+            Ok(request) => {
                 let engine = self.engine.ok_or_else(|| lines::changed(&line))?;
-                let n_tokens = requests.iter().flat_map(|request: &Request| &request.prompts).map(Vec::len).sum();
-                let n = requests.len();
-                (n_tokens, PendingKind::Running { id, n, recorded, events: engine.submit(requests)? })
+                let n_tokens = request.prompts.iter().map(Vec::len).sum();
+                let (n, asked) = (request.n as usize, Asked::by(&request));
+                (n_tokens, n, PendingKind::Running { id, n, asked, events: engine.generate(request)? })
             }
         };
-        self.pending.push_back(Pending { n_earlier, n_tokens, kind });
+        self.pending.push_back(Pending { n_earlier, n_tokens, n_samples, kind });
         Ok(())
     }
 
@@ -210,12 +234,12 @@ impl Batch<'_> {
                 self.failed += 1;
                 failed_line(&id, &error)
             }
-            PendingKind::Running { id, n, recorded, mut events } => {
+            PendingKind::Running { id, n, asked, mut events } => {
                 let (mut text, mut failed) = (String::new(), false);
                 in_order(&self.watch, &mut events, n, |index, completion| {
                     refuse_device_error(&completion)?;
                     failed |= completion.error.is_some();
-                    text += &to_json(&ResultJson::new(&id, index as u32, &completion, recorded, self.trio));
+                    text += &to_json(&ResultJson::new(&id, index as u32, &completion, asked, self.trio));
                     text.push('\n');
                     Ok(None)
                 })?;

@@ -1,7 +1,8 @@
 //! A line of `generate -i`, against three open models of which the expert has a chat template.
 
 use super::{memory, model};
-use proxytune::cli::requests_of_line;
+use proxytune::cli::request_of_line;
+use proxytune::engine::request::Request;
 use proxytune::engine::trio::{Trio, TrioSources};
 use std::sync::LazyLock;
 
@@ -22,15 +23,12 @@ pub fn run(data: &[u8]) {
     if data.windows(6).any(|name| name == b"\"file\"") {
         return;
     }
-    match requests_of_line(data, &TRIO) {
-        Ok(requests) => {
-            for request in requests {
-                let vocabulary = TRIO.vocabulary();
-                request.validate(vocabulary.n_ids, &vocabulary.stop_ids).expect("it was checked");
-                assert!(request.prompts.iter().flatten().all(|&id| (id as usize) < model::N_VOCAB));
-                let room = 128 - request.prompts.iter().map(Vec::len).max().expect("three prompts");
-                assert!(request.sampling.max_tokens as usize <= room);
-            }
+    match request_of_line(data, &TRIO) {
+        Ok(request) => {
+            assert!(request.prompts.iter().flatten().all(|&id| (id as usize) < model::N_VOCAB));
+            let room = 128 - request.prompts.iter().map(Vec::len).max().expect("three prompts");
+            assert!(request.sampling.max_tokens as usize <= room);
+            Request::new(request.into_draft(), &TRIO.limits()).expect("it was checked");
         }
         // 4 where a response prefix does not fit the prompts.
         Err(error) => assert!(matches!(error.exit_code(), 2 | 4), "{error:?}"),
