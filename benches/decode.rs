@@ -11,7 +11,7 @@ use proxytune::backend::cpu::ReadRate;
 use proxytune::engine::event::Event;
 use proxytune::engine::request::{Draft, Request, Sampling};
 use proxytune::engine::trio::Trio;
-use proxytune::engine::worker::{BackendChoice, EngineOptions, Handle};
+use proxytune::engine::{BackendChoice, Engine, EngineOptions, Handle};
 use std::sync::Arc;
 
 const RUNS: usize = 5;
@@ -78,7 +78,7 @@ fn prompt(trio: &Arc<Trio>, backend: BackendChoice) {
 
 fn start(trio: &Arc<Trio>, backend: BackendChoice, requests: &[Request]) -> Handle {
     let options = EngineOptions { backend, ..EngineOptions::sized_for(requests) };
-    Handle::start(trio.clone(), options).expect("the engine starts")
+    Engine::start(trio.clone(), options).expect("the engine starts")
 }
 
 /// `batch` equal requests of `n_prompt` prompt tokens.

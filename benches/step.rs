@@ -13,7 +13,7 @@ use proxytune::backend::wgpu::{Options, Wgpu};
 use proxytune::backend::*;
 use proxytune::engine::request::{Draft, Request, Sampling};
 use proxytune::engine::trio::Trio;
-use proxytune::engine::worker::{EngineOptions, Handle};
+use proxytune::engine::{Engine, EngineOptions};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -221,7 +221,7 @@ fn table<B: Backend>(
     let steps = Steps::default();
     let noted = steps.clone();
     let open = move || Ok(Timed { inner: open()?, steps: noted });
-    let engine = Handle::start_on(trio.clone(), EngineOptions::sized_for(&requests), open)?;
+    let engine = Engine::start_on(trio.clone(), EngineOptions::sized_for(&requests), open)?;
     engine.submit(requests)?.for_each(drop);
     let device = engine.device().to_owned();
     drop(engine);

@@ -87,19 +87,36 @@ fn best_of_four(best_yet: vec2<u32>, ordered: vec4<u32>, four: u32) -> vec2<u32>
     return better(best_yet, better(first, second));
 }
 
-// What stands for the base.
-fn steered_four(four: u32) -> vec4<u32> {
-    if is_expert_only {
-        return expert_four(sample.row_expert * params.stride_expert + 4u * four);
+// Fours of base, expert and anti-expert; rows that are not read have what stands for the base. Each row has one place
+// where it is loaded: a software driver goes through all of them, under a mask.
+struct Fours {
+    z: vec4<u32>,
+    e: vec4<u32>,
+    a: vec4<u32>,
+}
+
+fn fours(four: u32, has_pair: bool) -> Fours {
+    var z = vec4(NEG_INF);
+    if !is_expert_only {
+        z = base_four(sample.row_base * params.stride_base + 4u * four);
     }
-    return base_four(sample.row_base * params.stride_base + 4u * four);
+    var e = z;
+    if is_expert_only || has_pair {
+        e = expert_four(sample.row_expert * params.stride_expert + 4u * four);
+    }
+    z = select(z, e, is_expert_only);
+    var a = z;
+    if has_pair {
+        a = anti_four(sample.row_anti * params.stride_anti + 4u * four);
+    }
+    return Fours(z, e, a);
 }
 
 // Step 2: leaves -inf in the processed scores where the base's own filters drop an id.
 fn mask_base(top_p: u32, min_p: f32) {
     var highest = vec2(0u, 0u);
     for (var four = thread; 4u * four < params.n_ids; four += N_THREADS) {
-        let z = steered_four(four);
+        let z = fours(four, false).z;
         // What is bad ends the sequence in step 3.
         let bits = select(vec4(NEG_INF), z, live(four) & !is_bad(z));
         scores[processed + four] = bits;
@@ -144,13 +161,10 @@ fn combine(has_base_mask: bool) -> bool {
     let none = vec4(NEG_INF);
     var found = 0u;
     for (var four = thread; four < 8u * params.mask_words; four += N_THREADS) {
-        let z = steered_four(four);
-        var e = z;
-        var a = z;
-        if alpha != 0.0 {
-            e = expert_four(sample.row_expert * params.stride_expert + 4u * four);
-            a = anti_four(sample.row_anti * params.stride_anti + 4u * four);
-        }
+        let read = fours(four, alpha != 0.0);
+        let z = read.z;
+        let e = read.e;
+        let a = read.a;
         let is_live = live(four);
         found |= select(0u, BAD, any(is_live & (is_bad(z) | is_bad(e) | is_bad(a))));
         found |= select(0u, FINITE_BASE, any(is_live & (z != none)));

@@ -3,7 +3,8 @@
 //
 // records and slots [n_slots], scores [n_slots][2][32 * mask_words] bits of f32, base, expert and anti rows of a stride
 // each, samples [n_samples]. One workgroup: one sample. Sums over ids: thread id % 256 in order of ids, then threads
-// folded by halves. Reads the four rows about ten times, and the combined one once more per top entry.
+// folded by halves. Reads the four rows twice: for their maxima, and for all sums at a time; for the top entries the
+// combined one once, and a thread its own ids of it once more where it had the best.
 
 @group(0) @binding(0) var<storage, read_write> records: array<StepRecord>;
 @group(0) @binding(1) var<storage, read> slots: array<Slot>;
@@ -57,19 +58,9 @@ const EXPERT = 1u;
 const ANTI = 2u;
 const COMBINED = 3u;
 
-// A distribution over the live ids.
-struct Distribution {
-    row: u32,
-    highest: f32,
-    argmax: u32,
-    // Sum of e^(z - highest), and its logarithm.
-    sum: f32,
-    ln_sum: f32,
-}
-
-var<workgroup> lanes: array<f32, N_THREADS>;
-var<workgroup> tally: atomic<u32>;
-var<workgroup> tallied: u32;
+var<workgroup> lanes: array<vec4<f32>, N_THREADS>;
+var<workgroup> tallies: array<atomic<u32>, 4>;
+var<workgroup> tallied: vec4<u32>;
 var<workgroup> drew: u32;
 
 var<private> sample: Sample;
@@ -77,25 +68,39 @@ var<private> sample: Sample;
 var<private> has_pair: bool;
 var<private> is_expert_only: bool;
 
-fn column(row: u32, id: u32) -> u32 {
-    if row == COMBINED {
-        return scores[2u * sample.slot * 32u * params.mask_words + id];
+// Bits of a column of the combined row.
+fn score(id: u32) -> u32 {
+    return scores[2u * sample.slot * 32u * params.mask_words + id];
+}
+
+// Bits of a column of the four rows; as in combine_sample, each row has one place where it is loaded.
+fn column(id: u32) -> vec4<u32> {
+    var z = NEG_INF;
+    if !is_expert_only {
+        z = base[sample.row_base * params.stride_base + id];
     }
-    if is_expert_only || (row == EXPERT && has_pair) {
-        return expert[sample.row_expert * params.stride_expert + id];
+    var e = z;
+    if is_expert_only || has_pair {
+        e = expert[sample.row_expert * params.stride_expert + id];
     }
-    if row == ANTI && has_pair {
-        return anti[sample.row_anti * params.stride_anti + id];
+    z = select(z, e, is_expert_only);
+    var a = z;
+    if has_pair {
+        a = anti[sample.row_anti * params.stride_anti + id];
     }
-    return base[sample.row_base * params.stride_base + id];
+    return vec4(z, e, a, score(id));
 }
 
 fn is_live(id: u32) -> bool {
     return in_mask(0u, id);
 }
 
-// The sum of all threads' values, in a fixed order.
-fn sum_of_all(own: f32) -> f32 {
+fn ordered_four(bits: vec4<u32>) -> vec4<u32> {
+    return vec4(ordered_bits(bits.x), ordered_bits(bits.y), ordered_bits(bits.z), ordered_bits(bits.w));
+}
+
+// The sums of all threads' values, in a fixed order.
+fn sums_of_all(own: vec4<f32>) -> vec4<f32> {
     lanes[thread] = own;
     for (var half = N_THREADS / 2u; half > 0u; half /= 2u) {
         workgroupBarrier();
@@ -106,68 +111,102 @@ fn sum_of_all(own: f32) -> f32 {
     return workgroupUniformLoad(&lanes[0]);
 }
 
-fn count_of_all(own: u32) -> u32 {
-    if thread == 0u {
-        atomicStore(&tally, 0u);
+fn counts_of_all(own: vec4<u32>) -> vec4<u32> {
+    if thread < 4u {
+        atomicStore(&tallies[thread], 0u);
     }
     workgroupBarrier();
-    atomicAdd(&tally, own);
+    for (var i = 0u; i < 4u; i++) {
+        atomicAdd(&tallies[i], own[i]);
+    }
     workgroupBarrier();
     if thread == 0u {
-        tallied = atomicLoad(&tally);
+        for (var i = 0u; i < 4u; i++) {
+            tallied[i] = atomicLoad(&tallies[i]);
+        }
     }
     return workgroupUniformLoad(&tallied);
 }
 
-fn distribution(row: u32) -> Distribution {
-    var found = vec2(0u, 0u);
-    for (var id = thread; id < params.n_ids; id += N_THREADS) {
-        if is_live(id) {
-            found = better(found, vec2(ordered_bits(column(row, id)), id));
-        }
-    }
-    found = best_of_all(found);
-    let highest = from_ordered(found.x);
-    var own = 0.0;
-    for (var id = thread; id < params.n_ids; id += N_THREADS) {
-        let bits = column(row, id);
-        if is_live(id) && bits != NEG_INF {
-            own += exp_nonpositive(bitcast<f32>(bits) - highest);
-        }
-    }
-    let sum = sum_of_all(own);
-    return Distribution(row, highest, found.y, sum, ln(sum));
+// Highest score of each row over the live ids, and the lowest id that has it.
+struct Peaks {
+    highest: vec4<f32>,
+    argmax: vec4<u32>,
 }
 
-// The sum over p's ids of e^(z_p - highest) times (z_p - highest_p) where `with_p`, less (z_q - highest_q) where
-// `with_q`; over p's sum. As bits: +inf where q excludes what p does not. 0 * inf = 0.
-fn mean(p: Distribution, q: Distribution, with_p: bool, with_q: bool) -> u32 {
-    var own = 0.0;
-    var is_infinite = 0u;
+fn peaks() -> Peaks {
+    var highest = vec4(0u);
+    var argmax = vec4(0u);
     for (var id = thread; id < params.n_ids; id += N_THREADS) {
-        let bits = column(p.row, id);
-        if is_live(id) && bits != NEG_INF {
-            let t = bitcast<f32>(bits) - p.highest;
-            let weight = exp_nonpositive(t);
-            let other = column(q.row, id);
-            if weight > 0.0 {
-                if with_q && other == NEG_INF {
-                    is_infinite = 1u;
-                } else if with_p && with_q {
-                    own += weight * (t - (bitcast<f32>(other) - q.highest));
-                } else if with_p {
-                    own += weight * t;
-                } else {
-                    own -= weight * (bitcast<f32>(other) - q.highest);
-                }
+        if is_live(id) {
+            let ordered = ordered_four(column(id));
+            argmax = select(argmax, vec4(id), ordered > highest);
+            highest = max(highest, ordered);
+        }
+    }
+    var found: Peaks;
+    for (var row = 0u; row < 4u; row++) {
+        let best_of_row = best_of_all(vec2(highest[row], argmax[row]));
+        found.highest[row] = from_ordered(best_of_row.x);
+        found.argmax[row] = best_of_row.y;
+    }
+    return found;
+}
+
+// Sums over the live ids, with t = z - highest of a row and e = e^t. 0 * inf = 0.
+struct Sums {
+    e: vec4<f32>,
+    // e t.
+    e_t: vec4<f32>,
+    // e (t - t of the base) of the combined row, e (t - t of the anti-expert) of the expert's, - e (t of the anti-expert)
+    // of the expert's.
+    crossed: vec4<f32>,
+    // Ids before the chosen one.
+    before: vec4<u32>,
+    // Ids that make crossed 0, and 1 and 2, infinite.
+    n_infinite: vec4<u32>,
+}
+
+fn sums(highest: vec4<f32>, chosen: u32) -> Sums {
+    let of_chosen = ordered_four(column(chosen));
+    var own: Sums;
+    for (var id = thread; id < params.n_ids; id += N_THREADS) {
+        if !is_live(id) {
+            continue;
+        }
+        let z = column(id);
+        let ordered = ordered_four(z);
+        own.before += vec4<u32>((ordered > of_chosen) | ((ordered == of_chosen) & vec4(id < chosen)));
+        let is_out = z == vec4(NEG_INF);
+        let t = select(bitcast<vec4<f32>>(z) - highest, vec4(0.0), is_out);
+        let powers =
+            vec4(exp_nonpositive(t.x), exp_nonpositive(t.y), exp_nonpositive(t.z), exp_nonpositive(t.w));
+        let e = select(powers, vec4(0.0), is_out);
+        own.e += e;
+        own.e_t += e * t;
+        if e[COMBINED] > 0.0 {
+            if is_out[BASE] {
+                own.n_infinite.x += 1u;
+            } else {
+                own.crossed.x += e[COMBINED] * (t[COMBINED] - t[BASE]);
+            }
+        }
+        if e[EXPERT] > 0.0 {
+            if is_out[ANTI] {
+                own.n_infinite.y += 1u;
+            } else {
+                own.crossed.y += e[EXPERT] * (t[EXPERT] - t[ANTI]);
+                own.crossed.z -= e[EXPERT] * t[ANTI];
             }
         }
     }
-    let sum = sum_of_all(own);
-    if count_of_all(is_infinite) > 0u {
-        return POS_INF;
-    }
-    return bitcast<u32>(sum / p.sum);
+    return Sums(sums_of_all(own.e), sums_of_all(own.e_t), sums_of_all(own.crossed), counts_of_all(own.before),
+        counts_of_all(own.n_infinite));
+}
+
+// As bits: a mean, or +inf.
+fn mean(sum: f32, total: f32, n_infinite: u32) -> u32 {
+    return select(bitcast<u32>(sum / total), POS_INF, n_infinite > 0u);
 }
 
 // A figure with a finite part added.
@@ -178,47 +217,35 @@ fn plus(bits: u32, x: f32) -> u32 {
     return bitcast<u32>(bitcast<f32>(bits) + x);
 }
 
-// Live ids before `chosen`.
-fn rank(row: u32, chosen: u32) -> u32 {
-    let own = vec2(ordered_bits(column(row, chosen)), chosen);
-    var before = 0u;
-    for (var id = thread; id < params.n_ids; id += N_THREADS) {
-        let other = vec2(ordered_bits(column(row, id)), id);
-        if is_live(id) && id != chosen && all(better(other, own) == other) {
-            before++;
-        }
-    }
-    return count_of_all(before);
-}
-
-// The best id of the combined row after `last`, as (ordered bits, id).
+// This thread's best id of the combined row after `last`, as (ordered bits, id).
 fn best_after(last: vec2<u32>) -> vec2<u32> {
     var found = vec2(0u, 0u);
     for (var id = thread; id < params.n_ids; id += N_THREADS) {
-        let bits = column(COMBINED, id);
+        let bits = score(id);
         let candidate = vec2(ordered_bits(bits), id);
         let is_after = candidate.x < last.x || (candidate.x == last.x && id > last.y);
         if bits != NEG_INF && is_after {
             found = better(found, candidate);
         }
     }
-    return best_of_all(found);
+    return found;
 }
 
 fn write_top(slot: u32) {
-    var last = vec2(0xffffffffu, 0u);
+    var own = best_after(vec2(0xffffffffu, 0u));
     var n = 0u;
     for (var i = 0u; i < MAX_RECORD_TOP; i++) {
-        if i < params.n_top && last.x != 0u {
-            last = best_after(last);
-        } else {
-            last = vec2(0u, 0u);
-        }
         var entry = TopEntry(0u, 0u, 0u, 0u, 0u);
-        if last.x != 0u {
-            entry = TopEntry(last.y, column(BASE, last.y), column(EXPERT, last.y), column(ANTI, last.y),
-                column(COMBINED, last.y));
-            n++;
+        if i < params.n_top {
+            let found = best_of_all(own);
+            if found.x != 0u {
+                let z = column(found.y);
+                entry = TopEntry(found.y, z[BASE], z[EXPERT], z[ANTI], z[COMBINED]);
+                n++;
+                if all(found == own) {
+                    own = best_after(found);
+                }
+            }
         }
         if thread == 0u {
             records[slot].top[i] = entry;
@@ -243,34 +270,27 @@ fn main(@builtin(workgroup_id) tile: vec3<u32>, @builtin(local_invocation_index)
         return;
     }
     let chosen = slots[slot].last_id;
-    var rows: array<Distribution, 4>;
-    for (var row = 0u; row < 4u; row++) {
-        let p = distribution(row);
-        rows[row] = p;
-        let entropy = p.ln_sum - bitcast<f32>(mean(p, p, true, false));
-        let before = rank(row, chosen);
-        if thread == 0u {
-            let z = column(row, chosen);
-            var logprob = NEG_INF;
-            if z != NEG_INF {
-                logprob = bitcast<u32>(bitcast<f32>(z) - p.highest - p.ln_sum);
-            }
-            records[slot].logprob[row] = logprob;
-            records[slot].rank[row] = before;
-            records[slot].entropy[row] = entropy;
-        }
-    }
-    let combined_base = mean(rows[COMBINED], rows[BASE], true, true);
-    let expert_anti = mean(rows[EXPERT], rows[ANTI], true, true);
-    let cross = mean(rows[EXPERT], rows[ANTI], false, true);
+    let highest = peaks();
+    let sum = sums(highest.highest, chosen);
+    let ln_sum = vec4(ln(sum.e.x), ln(sum.e.y), ln(sum.e.z), ln(sum.e.w));
+    let z = column(chosen);
     if thread == 0u {
+        for (var row = 0u; row < 4u; row++) {
+            let logprob = bitcast<u32>(bitcast<f32>(z[row]) - highest.highest[row] - ln_sum[row]);
+            records[slot].logprob[row] = select(logprob, NEG_INF, z[row] == NEG_INF);
+            records[slot].rank[row] = sum.before[row];
+            records[slot].entropy[row] = ln_sum[row] - sum.e_t[row] / sum.e[row];
+        }
+        let combined_base = mean(sum.crossed.x, sum.e[COMBINED], sum.n_infinite.x);
+        let expert_anti = mean(sum.crossed.y, sum.e[EXPERT], sum.n_infinite.y);
+        let cross = mean(sum.crossed.z, sum.e[EXPERT], sum.n_infinite.y);
         records[slot].position = slots[slot].produced - 1u;
         records[slot].chosen = chosen;
-        records[slot].base_argmax = rows[BASE].argmax;
-        records[slot].combined_argmax = rows[COMBINED].argmax;
-        records[slot].kl_combined_base = plus(plus(combined_base, -rows[COMBINED].ln_sum), rows[BASE].ln_sum);
-        records[slot].kl_expert_anti = plus(plus(expert_anti, -rows[EXPERT].ln_sum), rows[ANTI].ln_sum);
-        records[slot].cross_entropy = plus(cross, rows[ANTI].ln_sum);
+        records[slot].base_argmax = highest.argmax[BASE];
+        records[slot].combined_argmax = highest.argmax[COMBINED];
+        records[slot].kl_combined_base = plus(plus(combined_base, -ln_sum[COMBINED]), ln_sum[BASE]);
+        records[slot].kl_expert_anti = plus(plus(expert_anti, -ln_sum[EXPERT]), ln_sum[ANTI]);
+        records[slot].cross_entropy = plus(cross, ln_sum[ANTI]);
         records[slot].alpha = slots[slot].alpha;
         records[slot].reserved = array(0u, 0u, 0u);
     }

@@ -11,7 +11,7 @@ use proxytune::engine::event::{Completion, Event, FinishReason};
 use proxytune::engine::limits::Limits;
 use proxytune::engine::request::{Draft, Mode, Request, Sampling};
 use proxytune::engine::trio::{Models, Trio, TrioSources};
-use proxytune::engine::worker::{BackendChoice, EngineOptions, EventStream, Handle};
+use proxytune::engine::{BackendChoice, Engine, EngineOptions, EventStream};
 use proxytune::{Error, Result};
 use std::sync::Arc;
 use std::time::Duration;
@@ -199,7 +199,7 @@ fn options(drafts: &[Draft]) -> EngineOptions {
 
 fn run(trio: &Arc<Trio>, options: EngineOptions, drafts: Vec<Draft>) -> Result<Vec<Completion>> {
     let mut done = vec![None; drafts.len()];
-    for event in Handle::start(trio.clone(), options)?.submit(checked(&trio.limits(), drafts))? {
+    for event in Engine::start(trio.clone(), options)?.submit(checked(&trio.limits(), drafts))? {
         if let Event::Done { sample, completion } = event {
             done[sample] = Some(*completion);
         }
@@ -210,7 +210,7 @@ fn run(trio: &Arc<Trio>, options: EngineOptions, drafts: Vec<Draft>) -> Result<V
 /// What an engine of this size says of one request, beside a good one that must be served as if alone.
 fn refused_by_engine(options: EngineOptions, draft: Draft) -> Error {
     let trio = trio_of_one();
-    let engine = Handle::start(trio.clone(), options).expect("the engine starts");
+    let engine = Engine::start(trio.clone(), options).expect("the engine starts");
     let submit = |draft| engine.submit(checked(&trio.limits(), vec![draft]));
     let ids = |events: EventStream| {
         events
@@ -254,7 +254,7 @@ fn requests_that_were_checked_against_another_trio() {
     let mut draft = good();
     draft.sampling.max_tokens = 100;
     let options = EngineOptions { max_model_len: 16, ..options(&[good()]) };
-    let engine = Handle::start(short.clone(), options).expect("the engine starts");
+    let engine = Engine::start(short.clone(), options).expect("the engine starts");
     let foreign = checked(&open([&long, &long, &long]).limits(), vec![draft.clone()]);
     let said = engine.submit(foreign).map(|mut events| events.next());
     let Ok(Some(Event::Done { completion, .. })) = said else { panic!("the engine answers") };
@@ -283,7 +283,7 @@ fn a_role_s_own_limit_counts() {
 fn options_out_of_range() {
     let trio = trio_of_one();
     type Change = fn(&mut EngineOptions);
-    let table: [(&str, &str, Change); 7] = [
+    let table: [(&str, &str, Change); 10] = [
         ("n_slots", "0 is not in [1, 64]", |o| o.n_slots = 0),
         ("n_slots", "65 is not in [1, 64]", |o| o.n_slots = MAX_SLOTS + 1),
         ("max_model_len", "0 is not in [1, 128]", |o| o.max_model_len = 0),
@@ -292,11 +292,20 @@ fn options_out_of_range() {
         ("max_model_len", "18446744073709551615 is not in", |o| o.max_model_len = usize::MAX),
         ("record", "21 top entries; at most 20", |o| o.record_top = Some(MAX_RECORD_TOP + 1)),
         ("record", "18446744073709551615 top entries", |o| o.record_top = Some(usize::MAX)),
+        ("gpu_memory_utilization", "0 is not in (0, 1]", |o| o.memory_utilization = 0.0),
+        ("gpu_memory_utilization", "1.5 is not in (0, 1]", |o| o.memory_utilization = 1.5),
+        ("gpu_memory_utilization", "NaN is not in (0, 1]", |o| o.memory_utilization = f32::NAN),
     ];
     for (field, part, change) in table {
         let mut options = options(&[good()]);
         change(&mut options);
-        is_argument(&Handle::start(trio.clone(), options).err().expect(part), field, part);
+        is_argument(&Engine::start(trio.clone(), options).err().expect(part), field, part);
+    }
+    // A cache that the longest text does not fit into, and one that no machine has the memory for.
+    for kv_cache_bytes in [0, 1_000, u64::MAX / 4] {
+        let options = EngineOptions { kv_cache_bytes: Some(kv_cache_bytes), ..options(&[good()]) };
+        let error = Engine::start(trio.clone(), options).err().expect("it does not fit");
+        assert!(error.exit_code() == 5 && error.to_string().contains("kv_cache_memory_bytes"), "{error}");
     }
     // No prompt rows asked for: one at a time all the same.
     let crawling = EngineOptions { prefill_rows: 0, ..options(&[good()]) };
@@ -308,7 +317,7 @@ fn devices_that_are_not_there() {
     let trio = trio_of_one();
     let start = |backend, device| {
         let options = EngineOptions { backend, device, ..options(&[good()]) };
-        let error = Handle::start(trio.clone(), options).err().expect("no such device");
+        let error = Engine::start(trio.clone(), options).err().expect("no such device");
         assert_eq!((error.exit_code(), error.kind()), (5, "device_error"), "{error:?}");
         error.to_string()
     };

@@ -118,12 +118,15 @@ fn the_receiver_may_go_at_any_time() {
                 sender.send(item.clone());
                 sender.flush();
             }
+            drop(item);
+            sender
         });
         let _ = receiver.next();
         drop(receiver);
-        sending.join().expect("it sends on");
-        // Items that nobody takes are dropped.
+        let sender = sending.join().expect("it sends on");
+        // Items that nobody takes are dropped, not kept until the sender goes.
         assert_eq!(sync::Arc::strong_count(&witness), 1);
+        drop(sender);
     };
     check_random(run, SCHEDULES);
 }
@@ -133,7 +136,9 @@ fn a_time_limit_ends_the_wait() {
     let run = || {
         let (sender, mut receiver) = channel::<u32>();
         assert_eq!(receiver.next_timeout(Duration::ZERO), Err(RecvTimeoutError::Timeout));
+        assert!(!receiver.has_ended());
         drop(sender);
+        assert!(receiver.has_ended());
         assert_eq!(receiver.next_timeout(Duration::ZERO), Err(RecvTimeoutError::Disconnected));
     };
     check_random(run, 1);

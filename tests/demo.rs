@@ -9,7 +9,7 @@ use proxytune::checkpoint::Source;
 use proxytune::engine::event::{Completion, Event, FinishReason};
 use proxytune::engine::request::{Draft, Request, Sampling};
 use proxytune::engine::trio::{Trio, TrioSources};
-use proxytune::engine::worker::{BackendChoice, EngineOptions, Handle};
+use proxytune::engine::{BackendChoice, Engine, EngineOptions};
 use proxytune::text::{PromptRequest, Roles};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -79,7 +79,7 @@ fn request(trio: &Trio, question: &str, chat: Roles, alpha: f32) -> Request {
 
 fn run(trio: &Arc<Trio>, options: EngineOptions, requests: Vec<Request>) -> Vec<Completion> {
     let mut completions = vec![None; requests.len()];
-    let engine = Handle::start(trio.clone(), options).expect("the engine starts");
+    let engine = Engine::start(trio.clone(), options).expect("the engine starts");
     for event in engine.submit(requests).expect("valid requests") {
         if let Event::Done { sample, completion } = event {
             assert_eq!(completion.error, None);

@@ -6,9 +6,9 @@
 use proxytune::backend::Dtype;
 use proxytune::checkpoint::Source;
 use proxytune::engine::event::{Completion, Event, FinishReason};
-use proxytune::engine::request::{Draft, Request, Sampling};
+use proxytune::engine::request::{Draft, Mode, Request, Sampling};
 use proxytune::engine::trio::{Trio, TrioSources};
-use proxytune::engine::worker::{BackendChoice, EngineOptions, Handle};
+use proxytune::engine::{BackendChoice, Engine, EngineOptions};
 use proxytune::{Error, Result};
 use std::sync::Arc;
 
@@ -40,7 +40,7 @@ fn checked(trio: &Trio, drafts: Vec<Draft>) -> Result<Vec<Request>> {
 
 fn try_run(trio: &Arc<Trio>, options: EngineOptions, requests: Vec<Draft>) -> Result<Vec<Completion>> {
     let mut completions = vec![None; requests.len()];
-    let engine = Handle::start(trio.clone(), options)?;
+    let engine = Engine::start(trio.clone(), options)?;
     for event in engine.submit(checked(trio, requests)?)? {
         if let Event::Done { sample, completion } = event {
             assert!(completions[sample].replace(*completion).is_none(), "one end per request");
@@ -88,6 +88,31 @@ fn alpha_zero_is_the_base_alone() {
         let alone = open(name, [Some("base"), None, None]);
         let requests = || (0..4).map(|seed| sampled(seed, 0.0)).collect();
         assert_eq!(ids(&whole(name), backend, requests()), ids(&alone, backend, requests()), "{name} on {backend:?}");
+    }
+}
+
+/// Beside combined requests, and with penalties, which count the prompt of the model that runs.
+#[test]
+fn a_mode_runs_one_model_as_if_it_were_the_only_one() {
+    for (name, backend) in TRIOS.iter().flat_map(|name| BACKENDS.map(|backend| (name, backend))) {
+        for (mode, role, prompt) in [(Mode::BaseOnly, "base", 0), (Mode::ExpertOnly, "expert", 1)] {
+            let alone = open(name, [Some(role), None, None]);
+            let drafts: Vec<Draft> = (0..3)
+                .map(|seed| {
+                    let mut draft = sampled(seed, 1.5);
+                    draft.sampling.repetition_penalty = 1.3;
+                    draft
+                })
+                .collect();
+            let only = drafts.iter().map(|draft| {
+                let prompts = std::array::from_fn(|_| draft.prompts[prompt].clone());
+                Draft { prompts, mode: Mode::BaseOnly, ..draft.clone() }
+            });
+            let expected = ids(&alone, backend, only.collect());
+            let beside = drafts.iter().flat_map(|draft| [Draft { mode, ..draft.clone() }, draft.clone()]).collect();
+            let together: Vec<_> = ids(&whole(name), backend, beside).into_iter().step_by(2).collect();
+            assert_eq!(together, expected, "{name} on {backend:?}, {mode:?}");
+        }
     }
 }
 
@@ -253,7 +278,7 @@ fn dropping_the_stream_cancels_and_touches_nobody_else() {
         let other = sampled(7, 1.0);
         let alone = ids(&trio, backend, vec![other.clone()]).remove(0);
         let both = EngineOptions { n_slots: 2, ..options(backend, &[long.clone(), other.clone()]) };
-        let engine = Handle::start(trio.clone(), both).expect("the engine starts");
+        let engine = Engine::start(trio.clone(), both).expect("the engine starts");
         let submit = |draft| engine.submit(checked(&trio, vec![draft])?);
         let mut dropped = submit(long).expect("a valid request");
         let kept = submit(other).expect("a valid request");
@@ -272,7 +297,7 @@ fn what_cannot_run_is_refused_with_numbers() {
     let trio = whole("llama");
     let fine = request(1, 1.0);
     let options = options(BackendChoice::Cpu, std::slice::from_ref(&fine));
-    let engine = Handle::start(trio.clone(), options).expect("the engine starts");
+    let engine = Engine::start(trio.clone(), options).expect("the engine starts");
     let mut long = fine.clone();
     long.sampling.max_tokens = 100;
     let submit = |draft| engine.submit(checked(&trio, vec![draft]).expect("the models have the positions"));

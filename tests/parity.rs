@@ -2,7 +2,7 @@
 //! on lavapipe at each size of its subgroups. That a wrong result shows is tested in src/selftest/.
 
 use proxytune::backend::wgpu::adapters;
-use proxytune::engine::worker::BackendChoice;
+use proxytune::engine::BackendChoice;
 use proxytune::selftest::{Options, Report, run_all};
 use std::process::Command;
 

@@ -1,4 +1,5 @@
-//! Where the bytes of a model come from: a directory on disk, files in memory, or a formula.
+//! Where the bytes of a model come from: a directory on disk (for a description, with headers in place of weights), files in
+//! memory, or a formula.
 //!
 //! Files are read with positioned reads, never mapped: a file that is truncated while it is read is an error here, where
 //! a mapping would be a signal. Whatever names a file inside a model (the shard index does) is held to [`Source::shard`].

@@ -5,8 +5,8 @@ use super::sampling::SamplingFields;
 use crate::backend::Dtype;
 use crate::backend::params::MAX_SLOTS;
 use crate::checkpoint::shapes::{SHAPES, Shape};
+use crate::engine::BackendChoice;
 use crate::engine::plan::MAX_PREFILL_ROWS;
-use crate::engine::worker::BackendChoice;
 use crate::text::vocabulary::IdPolicy;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -179,7 +179,7 @@ pub(super) struct ChatArgs {
     pub models: ChatModelArgs,
     /// Roles that read the conversation through their chat template: all, none, or a list of base,expert,anti-expert
     /// [default: expert, the published setting]
-    #[arg(long, value_name = "ROLES", help_heading = "Prompt")]
+    #[arg(long, value_name = "ROLES", help_heading = "Prompt", num_args = 0..=1, default_missing_value = "expert")]
     pub chat: Option<String>,
     /// System message of the roles with a chat template
     #[arg(long, value_name = "TEXT", help_heading = "Prompt", allow_hyphen_values = true)]

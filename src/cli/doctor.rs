@@ -6,7 +6,7 @@ use super::output::{self, Stdout, Style};
 use super::result::ErrorJson;
 use crate::backend::cpu::memory;
 use crate::engine::trio::Models;
-use crate::engine::worker;
+use crate::engine;
 use crate::selftest;
 use crate::text::vocabulary::ROLES;
 use crate::{Error, Result};
@@ -14,7 +14,7 @@ use serde::Serialize;
 
 pub(super) fn run(args: &DoctorArgs) -> Result<()> {
     if args.backend == Backend::Cuda {
-        return Err(worker::no_cuda());
+        return Err(engine::no_cuda());
     }
     let models = if args.models.named.names_models() { Some(args.models.describe()?) } else { None };
     let mut report = Report {

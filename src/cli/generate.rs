@@ -10,7 +10,7 @@ use super::result::{Asked, ResultJson};
 use crate::engine::event::{Completion, Event};
 use crate::engine::request::Request;
 use crate::engine::trio::Trio;
-use crate::engine::worker::{self, EventStream};
+use crate::engine::{self, EventStream};
 use crate::{Error, Result};
 use serde_json::Value;
 
@@ -86,7 +86,7 @@ pub(super) fn in_order(
     let mut done: Vec<Option<Completion>> = vec![None; n];
     let (mut next, mut first_error) = (0, None);
     while next < n {
-        if let Event::Done { sample, completion } = watch.next(events)?.ok_or_else(worker::lost)? {
+        if let Event::Done { sample, completion } = watch.next(events)?.ok_or_else(engine::lost)? {
             done[sample] = Some(*completion);
         }
         while let Some(completion) = done.get_mut(next).and_then(Option::take) {
@@ -104,7 +104,7 @@ fn stream(watch: &Watch, events: &mut EventStream, n: usize) -> Result<()> {
     let (mut current, mut first_error) = (0, None);
     while current < n {
         let event = match watch.next(events) {
-            Ok(event) => event.ok_or_else(worker::lost)?,
+            Ok(event) => event.ok_or_else(engine::lost)?,
             Err(Error::Interrupted) => return out.line("").and(Err(Error::Interrupted)),
             Err(error) => return Err(error),
         };

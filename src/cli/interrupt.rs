@@ -1,8 +1,8 @@
 //! Ctrl-C. While text is produced the first one asks the run to stop, so that what was printed stays whole and the
 //! device is left in order; at any other time, and the second time, it ends the process at once.
 
+use crate::engine::EventStream;
 use crate::engine::event::Event;
-use crate::engine::worker::EventStream;
 use crate::{Error, Result};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::mpsc::RecvTimeoutError;

@@ -3,7 +3,7 @@
 use super::progress::Bar;
 use crate::Result;
 use crate::engine::trio::Trio;
-use crate::engine::worker::{EngineOptions, Handle};
+use crate::engine::{Engine, EngineOptions, Handle};
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -12,12 +12,12 @@ use std::time::Duration;
 /// How long loading may take before there is a bar, and how often it moves.
 const TICK: Duration = Duration::from_millis(100);
 
-/// As [`Handle::start`].
+/// As [`Engine::start`].
 pub(super) fn start(trio: &Arc<Trio>, options: EngineOptions) -> Result<Handle> {
     thread::scope(|scope| {
         let (done, is_done) = mpsc::channel::<()>();
         scope.spawn(move || watch(trio, &is_done));
-        let handle = Handle::start(trio.clone(), options);
+        let handle = Engine::start(trio.clone(), options);
         drop(done);
         handle
     })

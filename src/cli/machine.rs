@@ -6,7 +6,7 @@ use crate::Result;
 use crate::backend::Backend as _;
 use crate::backend::cpu::{Cpu, Isa};
 use crate::backend::wgpu::{self, Adapter};
-use crate::engine::worker::BackendChoice;
+use crate::engine::BackendChoice;
 use serde::Serialize;
 
 /// Backends and their adapters.

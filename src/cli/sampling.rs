@@ -2,9 +2,9 @@
 
 use crate::Error;
 use crate::Result;
+use crate::engine::random_seed;
 use crate::engine::request::{Draft, Mode, Sampling};
 use crate::engine::trio::Trio;
-use crate::engine::worker::random_seed;
 use crate::text::vocabulary::ROLES;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer, Serialize};

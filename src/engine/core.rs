@@ -304,3 +304,100 @@ impl<B: Backend> Core<B> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::channel::{Receiver, channel};
+    use super::super::event::{Completion, Event};
+    use super::super::options::EngineOptions;
+    use super::super::request::{Draft, Request, Sampling};
+    use super::super::trio::TrioSources;
+    use super::*;
+    use crate::backend::cpu::Cpu;
+    use crate::checkpoint::Source;
+
+    fn demo_trio() -> Arc<Trio> {
+        let [base, expert, anti] = ["base", "expert", "anti-expert"]
+            .map(|role| Source::directory(format!("{}/demo/{role}", env!("CARGO_MANIFEST_DIR"))));
+        let sources = TrioSources { base, expert: Some(expert), anti_expert: Some(anti) };
+        Arc::new(Trio::open(&sources, &[]).expect("the demo trio opens"))
+    }
+
+    fn draft(n_prompt: u32, max_tokens: u32) -> Draft {
+        let sampling = Sampling { max_tokens, ignore_eos: true, ..Sampling::default() };
+        let prompts = std::array::from_fn(|role| (0..n_prompt).map(|i| 5 * i + role as u32 + n_prompt).collect());
+        Draft { prompts, sampling, ..Draft::default() }
+    }
+
+    /// A core with the least pool that the longest of `drafts` fits into.
+    fn core(trio: &Arc<Trio>, drafts: &[Draft], n_slots: usize) -> Core<Cpu> {
+        let options = EngineOptions { n_slots, kv_tokens: Some(1), ..EngineOptions::sized_for(drafts) };
+        let backend = Cpu::new(Some(1)).expect("a CPU");
+        let (checkpoints, vocabulary) = (trio.checkpoints(), trio.vocabulary());
+        let machine = Machine::load(backend, &checkpoints, trio.member_of_role(), vocabulary, &options.machine());
+        let board = Arc::new(Board::default());
+        Core::new(machine.expect("the demo trio loads"), trio.clone(), board, options.max_waiting)
+    }
+
+    fn arrive(core: &mut Core<Cpu>, id: u64, draft: &Draft) -> Receiver<Event> {
+        let request = Request::new(draft.clone(), &core.trio.limits()).expect("it is within the limits");
+        let (sender, events) = channel();
+        core.board.enter_queue(1, usize::MAX).expect("there is room");
+        core.arrive(Submission {
+            first: RequestId(id),
+            request: Arc::new(request),
+            seed: 0,
+            first_index: 0,
+            events: Arc::new(sender),
+            arrived: Instant::now(),
+        });
+        events
+    }
+
+    fn completion(mut events: Receiver<Event>) -> Completion {
+        loop {
+            match events.next() {
+                Some(Event::Done { completion, .. }) => return *completion,
+                Some(Event::Token { .. }) => {}
+                None => panic!("a request ends with an end"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_cancelled_request_holds_nothing_in_the_next_step() {
+        let (trio, draft) = (demo_trio(), draft(3, 100));
+        let mut core = core(&trio, std::slice::from_ref(&draft), 1);
+        let _running = arrive(&mut core, 0, &draft);
+        let _waiting = arrive(&mut core, 1, &draft);
+        (0..3).for_each(|_| core.step().expect("a step"));
+        let counts = core.scheduler.counts();
+        assert!(counts.running == 1 && counts.waiting == 1 && counts.held > 0, "{counts:?}");
+        core.cancel(0..2);
+        assert!(core.is_idle());
+        let counts = core.scheduler.counts();
+        assert_eq!((counts.running, counts.waiting, counts.held), (0, 0, 0));
+        core.step().expect("nothing to do");
+    }
+
+    /// Pages come fresh and from others, whose keys and values still stand there: equal texts mean that neither those nor
+    /// NaN in their place are read.
+    #[test]
+    fn what_no_live_token_wrote_does_not_matter() {
+        let trio = demo_trio();
+        let drafts: Vec<Draft> = (0..12).map(|i| draft(1 + 7 * i % 50, 1 + 11 * i % 40)).collect();
+        let run = |poisons: bool| {
+            let mut core = core(&trio, &drafts, 3);
+            core.poisons = poisons;
+            let events: Vec<_> = (0..).zip(&drafts).map(|(id, draft)| arrive(&mut core, id, draft)).collect();
+            while !core.is_idle() {
+                core.step().expect("a step");
+            }
+            let ids = events.into_iter().map(completion).map(|done| (done.token_ids, done.error));
+            (ids.collect::<Vec<_>>(), core.scheduler.counts().preemptions)
+        };
+        let (clean, poisoned) = (run(false), run(true));
+        assert_eq!(clean, poisoned);
+        assert!(clean.0.iter().all(|(_, error)| error.is_none()) && clean.1 > 0, "{clean:?}");
+    }
+}

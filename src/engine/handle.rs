@@ -105,7 +105,7 @@ impl Board {
     }
 
     /// Lets `n` samples into the queue if it then holds at most `limit`.
-    fn enter_queue(&self, n: usize, limit: usize) -> Result<()> {
+    pub(super) fn enter_queue(&self, n: usize, limit: usize) -> Result<()> {
         let room = |queued: usize| Some(queued + n).filter(|&queued| queued <= limit);
         let entered = self.queued.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room);
         entered.map(drop).map_err(|_| Error::Overloaded { limit })
@@ -118,20 +118,6 @@ impl Board {
 }
 
 impl Handle {
-    /// As [`Engine::start`].
-    pub fn start(trio: Arc<Trio>, options: EngineOptions) -> Result<Self> {
-        Engine::start(trio, options)
-    }
-
-    /// As [`Engine::start_on`].
-    pub fn start_on<B: Backend>(
-        trio: Arc<Trio>,
-        options: EngineOptions,
-        open: impl FnOnce() -> Result<B> + Send + 'static,
-    ) -> Result<Self> {
-        Engine::start_on(trio, options, open)
-    }
-
     /// The backend and the device that run it.
     pub fn device(&self) -> &str {
         &self.0.started.device
@@ -236,8 +222,10 @@ impl futures_core::Stream for EventStream {
 
 impl Drop for EventStream {
     fn drop(&mut self) {
-        // Where the engine is gone nothing runs any more.
-        let _ = self.cancel.send(Message::Cancel(self.ids.clone()));
+        if !self.events.has_ended() {
+            // Where the engine is gone nothing runs any more.
+            let _ = self.cancel.send(Message::Cancel(self.ids.clone()));
+        }
     }
 }
 

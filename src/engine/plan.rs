@@ -3,7 +3,7 @@
 
 use super::batch::Seat;
 use super::machine::MachineOptions;
-use super::worker::EngineOptions;
+use super::options::EngineOptions;
 use crate::backend::params::{MAX_SLOTS, N_LANES, PageCopy, PageParams, Sample, Slot, StepRecord, constraints_words};
 use crate::backend::{Backend, Dtype};
 use crate::checkpoint::{Checkpoint, EMBEDDING};

@@ -181,39 +181,34 @@ impl Sequence {
         record: Option<&StepRecord>,
         bytes: impl Fn(u32) -> &'a [u8],
     ) -> (Option<u32>, Option<Ended>) {
-        let n_drawn = self.token_ids.len();
-        let expected = match Finish::from_word(slot.finish) {
-            Some(Finish::Running | Finish::Stop | Finish::Length) => n_drawn + 1,
-            Some(Finish::Numeric | Finish::Empty) => n_drawn,
-            Some(Finish::Cancelled) | None => usize::MAX,
+        let n_read = self.token_ids.len();
+        let finish = Finish::from_word(slot.finish);
+        let n_new = match finish {
+            Some(Finish::Running | Finish::Stop | Finish::Length) => Some(1),
+            Some(Finish::Numeric | Finish::Empty) => Some(0),
+            Some(Finish::Cancelled) | None => None,
         };
-        if slot.produced as usize != expected {
-            let message = format!(
-                "a slot came back with {} as its end and {} ids; {n_drawn} were read",
-                slot.finish, slot.produced
-            );
+        let (Some(finish), Some(n_new)) = (finish, n_new.filter(|n| slot.produced as usize == n_read + n)) else {
+            let Slot { finish, produced, .. } = slot;
+            let message = format!("one came back with {finish} as its end and {produced} ids; {n_read} were read");
             return (None, Some(Ended::ByHost(Err(Error::device("slots", message)))));
-        }
-        let drawn = (expected > n_drawn).then(|| slot.ring[n_drawn % RING]);
-        if let Some(id) = drawn {
-            self.push(id, record, if slot.finish == Finish::Stop as u32 { &[] } else { bytes(id) });
-        }
-        let ended = match Finish::from_word(slot.finish) {
-            Some(Finish::Stop) => Some(Ended::ByDevice(Ok(FinishReason::Stop))),
-            Some(Finish::Length) if self.stream.stopped_by().is_none() => {
-                Some(Ended::ByDevice(Ok(FinishReason::Length)))
-            }
-            Some(Finish::Length) => Some(Ended::ByDevice(Ok(FinishReason::Stop))),
-            Some(Finish::Numeric) => {
-                let message = "the logits of a model hold NaN or +inf, or no finite value";
-                Some(Ended::ByDevice(Err(numeric(message))))
-            }
-            Some(Finish::Empty) => {
-                Some(Ended::ByDevice(Err(numeric("no token is allowed: bans, masks and policies exclude all"))))
-            }
-            _ => self.stream.stopped_by().map(|_| Ended::ByHost(Ok(FinishReason::Stop))),
         };
-        (drawn, ended)
+        let drawn = (n_new == 1).then(|| slot.ring[n_read % RING]);
+        if let Some(id) = drawn {
+            self.push(id, record, if finish == Finish::Stop { &[] } else { bytes(id) });
+        }
+        let is_cut = self.stream.stopped_by().is_some();
+        let ended = match finish {
+            Finish::Running if is_cut => Ended::ByHost(Ok(FinishReason::Stop)),
+            Finish::Running | Finish::Cancelled => return (drawn, None),
+            Finish::Length if !is_cut => Ended::ByDevice(Ok(FinishReason::Length)),
+            Finish::Stop | Finish::Length => Ended::ByDevice(Ok(FinishReason::Stop)),
+            Finish::Numeric => {
+                Ended::ByDevice(Err(numeric("the logits of a model hold NaN or +inf, or no finite value")))
+            }
+            Finish::Empty => Ended::ByDevice(Err(numeric("no token is allowed: bans, masks and policies exclude all"))),
+        };
+        (drawn, Some(ended))
     }
 
     /// Adds an id and the text that it sets free, and tells of both.

@@ -2,19 +2,19 @@
 
 use super::core::Core;
 use super::event::{Completion, Event};
-pub(crate) use super::handle::lost;
 use super::handle::{Board, Submission};
-pub use super::handle::{EventStream, Handle, random_seed};
 use super::limits::{Limits, PageLimits};
 use super::machine::Machine;
-pub(crate) use super::options::no_cuda;
-pub use super::options::{BackendChoice, DEFAULT_PREFILL_ROWS, EngineOptions};
+use super::options::EngineOptions;
 use super::trio::Trio;
 use crate::backend::Backend;
 use crate::{Error, Result};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
+
+/// Messages taken between two steps at most, so that a flood of them stops nobody who runs.
+const MESSAGES_PER_STEP: usize = 64;
 
 /// What a thread is told.
 pub(super) enum Message {
@@ -88,26 +88,25 @@ fn limits<B: Backend>(trio: &Trio, machine: &Machine<B>, max_model_len: usize) -
 fn serve<B: Backend>(core: &mut Core<B>, inbox: &Receiver<Message>) {
     let (mut dead, mut is_open): (Option<Error>, bool) = (None, true);
     loop {
-        let message = if !core.is_idle() {
-            inbox.try_recv().ok()
-        } else if is_open {
-            // Closed by a message; one that never comes leaves no other either.
-            let Ok(message) = inbox.recv() else { return };
-            Some(message)
-        } else {
-            return;
+        let first = match (core.is_idle(), is_open) {
+            (false, _) => None,
+            (true, false) => return,
+            // Closed by a message; where none can come any more, not even that, all is done too.
+            (true, true) => Some(inbox.recv().unwrap_or(Message::Close)),
         };
-        match (message, &dead) {
-            (Some(Message::Submit(submission)), Some(error)) => submission.refuse(error),
-            (Some(Message::Submit(submission)), None) => core.arrive(submission),
-            (Some(Message::Cancel(ids)), _) => core.cancel(ids),
-            (Some(Message::Close), _) => is_open = false,
-            (None, _) => {
-                core.expire();
-                if let Err(error) = core.step() {
-                    core.fail_all(&error);
-                    dead = Some(error);
-                }
+        for message in first.into_iter().chain(inbox.try_iter()).take(MESSAGES_PER_STEP) {
+            match (message, &dead) {
+                (Message::Submit(submission), Some(error)) => submission.refuse(error),
+                (Message::Submit(submission), None) => core.arrive(submission),
+                (Message::Cancel(ids), _) => core.cancel(ids),
+                (Message::Close, _) => is_open = false,
+            }
+        }
+        if dead.is_none() {
+            core.expire();
+            if let Err(error) = core.step() {
+                core.fail_all(&error);
+                dead = Some(error);
             }
         }
     }

@@ -168,3 +168,70 @@ impl Prefix {
         self.hasher.hash_one((space, parent, tokens))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn space(tenant: u64, member: usize) -> Space {
+        Space { tenant: TenantId(tenant), seat: Seat { stack: 0, member } }
+    }
+
+    #[test]
+    fn a_page_is_found_by_all_that_it_depends_on() {
+        let mut prefix = Prefix::new(8);
+        prefix.register(space(1, 0), None, &[1, 2], 3);
+        prefix.register(space(1, 0), Some(3), &[1, 2], 5);
+        assert_eq!(prefix.find(space(1, 0), None, &[1, 2]), Some(3));
+        assert_eq!(prefix.find(space(1, 0), Some(3), &[1, 2]), Some(5));
+        for (space, parent, tokens) in [
+            (space(2, 0), None, [1, 2]),
+            (space(1, 1), None, [1, 2]),
+            (space(1, 0), Some(5), [1, 2]),
+            (space(1, 0), None, [2, 1]),
+        ] {
+            assert_eq!(prefix.find(space, parent, &tokens), None);
+        }
+        // An equal page changes nothing.
+        prefix.register(space(1, 0), None, &[1, 2], 6);
+        assert_eq!((prefix.find(space(1, 0), None, &[1, 2]), prefix.knows(6)), (Some(3), false));
+    }
+
+    #[test]
+    fn pages_of_one_hash_are_told_apart_by_their_tokens() {
+        let mut prefix = Prefix::new(4);
+        prefix.register(space(1, 0), None, &[1, 2], 0);
+        let hash = prefix.hash(space(1, 0), NONE, &[3, 4]);
+        prefix.by_hash.insert(hash, 0);
+        assert_eq!(prefix.find(space(1, 0), None, &[3, 4]), None);
+        prefix.register(space(1, 0), None, &[3, 4], 1);
+        assert!(!prefix.knows(1), "the hash is taken");
+    }
+
+    #[test]
+    fn the_oldest_of_the_largest_goes_first() {
+        let mut prefix = Prefix::new(8);
+        for page in 0..8 {
+            prefix.register(space(u64::from(page >= 5), 0), None, &[page], page);
+        }
+        [5, 0, 1, 2, 6, 3, 4, 7].into_iter().for_each(|page| prefix.keep(page));
+        // Out of the middle, the beginning and the end of a list.
+        [2, 0, 4].into_iter().for_each(|page| prefix.unkeep(page));
+        prefix.keep(0);
+        // 0 has 1, 3 and 0, 1 has 5, 6 and 7: of equals the tenant of the higher number.
+        let order: Vec<u32> = std::iter::from_fn(|| prefix.forget_one()).collect();
+        assert_eq!(order, [5, 1, 6, 3, 7, 0]);
+        assert!([2, 4].iter().all(|&page| prefix.knows(page)) && !prefix.knows(0));
+        assert_eq!((prefix.kept.len(), prefix.by_size.len(), prefix.by_hash.len()), (0, 0, 2));
+    }
+
+    #[test]
+    #[should_panic(expected = "before the pages after it")]
+    fn a_page_does_not_go_before_its_children() {
+        let mut prefix = Prefix::new(2);
+        prefix.register(space(1, 0), None, &[1], 0);
+        prefix.register(space(1, 0), Some(0), &[2], 1);
+        prefix.keep(0);
+        prefix.forget_one();
+    }
+}

@@ -29,7 +29,7 @@ use crate::Result;
 use crate::backend::Backend;
 use crate::backend::cpu::{Cpu, Isa};
 use crate::backend::wgpu::{self, MatrixForm, Wgpu};
-use crate::engine::worker::{self, BackendChoice};
+use crate::engine::{self, BackendChoice};
 use launch::{Check, Yardstick};
 use serde::Serialize;
 
@@ -94,7 +94,7 @@ pub fn run_all(options: &Options, report: &mut dyn FnMut(&Report)) -> Result<Out
     match options.backend {
         BackendChoice::Cpu => outcome.add(run_cpu(&twin, options.threads, report)?),
         BackendChoice::Wgpu => outcome.add(run_wgpu(options.device, &twin, report)?),
-        BackendChoice::Cuda => return Err(worker::no_cuda()),
+        BackendChoice::Cuda => return Err(engine::no_cuda()),
         BackendChoice::Auto => {
             outcome.add(run_cpu(&twin, options.threads, report)?);
             if !wgpu::adapters().is_empty() {

@@ -174,6 +174,12 @@ fn ids_that_do_not_work() {
                 json!(999),
                 File(FILE, "added token \"<|end|>\" has id 999, its place gives it 260"),
             ),
+            set(
+                "an added id past the limit",
+                "/added_tokens/0/id",
+                json!(1 << 20),
+                File(FILE, "token id 1048576, the limit is 1048576"),
+            ),
             set("an empty added token", "/added_tokens/0/content", json!(""), File(FILE, "added token 260 is empty")),
             set(
                 "an added token twice",

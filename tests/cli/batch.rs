@@ -77,3 +77,57 @@ fn flags_are_the_defaults_of_lines() {
         (0..70).collect::<Vec<_>>()
     );
 }
+
+/// Everything that may differ from line to line, from one thread's cheap generator.
+fn mixed_line(index: u32) -> Value {
+    let mut state = index;
+    let mut below = |n: u32| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 16) % n
+    };
+    let questions = [QUESTION, "What is the trade of Tilda Olsen?", "Who?", "Which instrument does Kurt Pires play?"];
+    let prompt = questions[below(4) as usize];
+    let (alpha, temperature) = ([0.0, 0.5, 1.0, 1.5][below(4) as usize], [0.0, 0.8][below(2) as usize]);
+    let mode = ["combined", "base", "expert"][below(8).saturating_sub(5) as usize];
+    let (max_tokens, chat) = (1 + below(40), below(2) == 0);
+    let mut line = json!({ "id": index, "prompt": prompt, "seed": index, "alpha": alpha, "temperature": temperature,
+        "max_tokens": max_tokens, "chat": chat, "mode": mode });
+    match below(8) {
+        0 => line["n"] = json!(3),
+        1 => line["presence_penalty"] = json!(0.5),
+        2 => line["bad_words"] = json!(["Tilda Thorn"]),
+        3 => line["stop"] = json!(["a"]),
+        _ => {}
+    }
+    line
+}
+
+/// A thousand lines share one engine, and each reads as if it had been alone, whatever the engine's size.
+#[test]
+fn a_thousand_lines_share_an_engine() {
+    let lines: Vec<Value> = (0..1_000).map(mixed_line).collect();
+    let whole: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    let start = ["generate", "--demo", "--backend", "cpu", "-i", "-"];
+    let untimed = |output: &std::process::Output| -> Vec<Value> {
+        let mut results = objects(good(output));
+        results.iter_mut().for_each(|result| drop(result.as_object_mut().expect("an object").remove("timings")));
+        results
+    };
+    let results = untimed(&run_with(&start, whole.as_bytes()));
+    let ids: Vec<u64> = results.iter().filter(|r| r["index"] == 0).filter_map(|result| result["id"].as_u64()).collect();
+    assert_eq!(ids, (0..1_000).collect::<Vec<_>>());
+    let n: u64 = lines.iter().map(|line| line["n"].as_u64().unwrap_or(1)).sum();
+    assert_eq!(results.len() as u64, n);
+
+    // What one text of 64 tokens takes is enough: whoever has to make room comes back.
+    let plan = ["plan", "--demo", "--backend", "cpu", "--max-model-len", "64", "--json"];
+    let least = objects(good(&run(&plan))).remove(0)["kv_cache"].to_string();
+    let small = ["--max-num-seqs", "7", "--kv-cache-memory-bytes", &least, "--chunked-prefill-size", "5"];
+    let crowded = untimed(&run_with(&[&start[..], &small].concat(), whole.as_bytes()));
+    assert_eq!(crowded, results);
+    for line in lines.iter().step_by(97) {
+        let alone = untimed(&run_with(&start, line.to_string().as_bytes()));
+        let among: Vec<&Value> = results.iter().filter(|result| result["id"] == line["id"]).collect();
+        assert_eq!(alone.iter().collect::<Vec<_>>(), among, "{line}");
+    }
+}

@@ -111,6 +111,19 @@ fn plan_counts_bytes_and_finds_what_fits() {
     assert_eq!(number(&half["kv_cache"]), 0.5 * parts[2]);
     let wide = plan(&[&TINY[..], &["--kv-cache-dtype", "f32"]].concat());
     assert_eq!(number(&wide["kv_cache"]), 2.0 * parts[2]);
+    let chunked = plan(&[&TINY[..], &["--chunked-prefill-size", "8"]].concat());
+    assert!(number(&chunked["workspace"]) < parts[1], "fewer rows at a time");
+    // Three texts of the 2,048 tokens, and a page that is not whole.
+    let bytes = (3.5 * parts[2]).to_string();
+    let set = plan(&[&TINY[..], &["--kv-cache-memory-bytes", &bytes]].concat());
+    assert_eq!((number(&set["kv_cache"]), &set["largest_batch"]), (3.5 * parts[2], &json!(3)));
+    let four =
+        [&["plan", "--max-num-seqs", "4", "--kv-cache-memory-bytes", &bytes, "--backend", "cpu"], &TINY[..]].concat();
+    let refused = run(&four);
+    let numbers =
+        format!("(kv_cache_memory_bytes sets the limit) needs {} bytes, the limit is {bytes}", 4.0 * parts[2]);
+    assert_eq!(refused.status.code(), Some(5));
+    assert!(stderr(&refused).contains(&numbers), "{}", stderr(&refused));
 
     // A pair that is the base is not loaded again.
     let saved = Saved::new();

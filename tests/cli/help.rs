@@ -73,8 +73,8 @@ fn shells_are_completed() {
 #[cfg(target_os = "linux")]
 #[test]
 fn bash_completes_by_the_script() {
-    let script = "source <(\"$0\" completions bash); COMP_WORDS=(proxytune generate --kv); COMP_CWORD=2; \
-                  _proxytune proxytune --kv generate; echo \"${COMPREPLY[@]}\"";
+    let script = "source <(\"$0\" completions bash); COMP_WORDS=(proxytune generate --kv-cache-d); COMP_CWORD=2; \
+                  _proxytune proxytune --kv-cache-d generate; echo \"${COMPREPLY[@]}\"";
     let bash = std::process::Command::new("bash").args(["-c", script, env!("CARGO_BIN_EXE_proxytune")]).output();
     let bash = bash.expect("bash is part of every Debian");
     assert_eq!(String::from_utf8_lossy(&bash.stdout).trim(), "--kv-cache-dtype", "{bash:?}");

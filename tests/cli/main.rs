@@ -3,6 +3,7 @@
 
 mod batch;
 mod bench;
+mod chat;
 mod demo;
 mod flags;
 mod help;

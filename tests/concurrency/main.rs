@@ -1,6 +1,7 @@
 //! Many requests at once on the demo trio: each as if alone, whatever comes and goes beside it.
 
 mod equality;
+mod faults;
 mod handles;
 mod lifetimes;
 mod workload;

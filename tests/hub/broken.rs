@@ -19,6 +19,11 @@ fn a_cut_connection_is_taken_up_again() {
     desk.hub.plan(WEIGHTS, 1, Fault::Cut(50_000));
     good(&desk.base());
     assert_eq!(starts(&desk), [None, Some(100_000), Some(150_000)]);
+    // As often as it has to be, as long as each attempt brings something.
+    let desk = Desk::new();
+    desk.hub.plan(WEIGHTS, usize::MAX, Fault::Cut(50_000));
+    good(&desk.base());
+    assert_eq!(starts(&desk).len(), 7);
 }
 
 #[test]
@@ -78,6 +83,8 @@ fn patience_ends() {
     for (part, fault, parts) in [
         ("/api/models", Fault::Status(500, ""), ["tiny/base at main: HTTP 500", "internal server error"]),
         (WEIGHTS, Fault::Cut(0), ["model.safetensors: ", "the connection broke after 0 bytes"]),
+        // Without a length before it, nothing is a whole answer.
+        (WEIGHTS, Fault::Unannounced(Vec::new()), ["model.safetensors: ", "the connection broke after 0 bytes"]),
     ] {
         let desk = Desk::new();
         desk.hub.plan(part, usize::MAX, fault);
@@ -173,6 +180,17 @@ fn wrong_partial_files_are_fetched_anew() {
         assert_eq!(starts(&desk), expected);
         assert!(!desk.partial().exists());
     }
+}
+
+#[test]
+fn what_is_wrong_twice_is_given_up() {
+    let desk = Desk::new();
+    fs::create_dir_all(desk.partial().parent().expect("a directory")).expect("made");
+    fs::write(desk.partial(), vec![7; 1000]).expect("written");
+    desk.hub.plan(WEIGHTS, usize::MAX, Fault::Other(tampered()));
+    refused(&desk.base(), &["tiny/base at main, model.safetensors: what came hashes to "]);
+    assert_eq!(starts(&desk), [Some(1000), None]);
+    assert!(!desk.partial().exists());
 }
 
 #[test]

@@ -72,7 +72,8 @@ fn nothing_of_a_header_gets_into_the_cache() {
     let small = golden("base").into_iter().filter(|(name, _)| name != WEIGHTS);
     let (mut files, mut blobs): (Vec<_>, Vec<_>) =
         small.map(|(name, bytes)| (name.clone(), hash(&name, &bytes))).unzip();
-    (files.sort(), blobs.sort());
+    files.sort();
+    blobs.sort();
     let snapshots = desk.cached("base").join("snapshots");
     assert_eq!((names(&snapshots.join(&names(&snapshots)[0])), desk.blobs()), (files, blobs));
     let offline = [("HF_HUB_OFFLINE", "1")];
@@ -165,7 +166,7 @@ fn each_shard_has_a_header() {
     assert_eq!(desk.hub.files_asked(), [INDEX, "all%20of%20it.safetensors"]);
 }
 
-/// It sends all of the file; the connection ends behind the header, so that whoever reads on must notice.
+/// It sends all of the file; nothing comes behind the header, and who reads on waits for an hour.
 #[test]
 fn a_server_without_ranges_is_read_to_the_end_of_the_header() {
     for files in [golden("base"), with_long_header()] {
@@ -175,9 +176,10 @@ fn a_server_without_ranges_is_read_to_the_end_of_the_header() {
         desk.hub.publish("tiny/base", "main", files);
         fs::remove_dir_all(desk.hf_home()).expect("it is there");
         desk.hub.log();
-        desk.hub.plan(WEIGHTS, 1, Fault::Whole(8));
-        desk.hub.plan(WEIGHTS, 1, Fault::Whole(end));
-        assert_eq!(report(&desk.describe("compat", &BASE, &[])), expected);
+        desk.hub.plan(WEIGHTS, 1, Fault::WholeStall(8));
+        desk.hub.plan(WEIGHTS, 1, Fault::WholeStall(end));
+        let described = desk.describe("compat", &BASE, &[("HF_HUB_DOWNLOAD_TIMEOUT", "3600")]);
+        assert_eq!(report(&described), expected);
         assert_eq!(ranges(&desk.hub.log()), [(Some(0), Some(AHEAD)), (Some(8), Some(end.max(8 + AHEAD)))]);
     }
 }
@@ -192,10 +194,12 @@ fn a_cut_connection_is_taken_up_again() {
     let starts: Vec<_> = ranges(&desk.hub.log()).into_iter().map(|(start, _)| start).collect();
     assert_eq!(starts, [Some(0), Some(5), Some(5), Some(105)]);
     // It ends.
-    let desk = Desk::new();
-    desk.hub.plan(WEIGHTS, usize::MAX, Fault::Cut(0));
-    refused(&desk.describe("compat", &BASE, &[]), &["model.safetensors: ", "the connection broke after 0 bytes"]);
-    assert_eq!(ranges(&desk.hub.log()).len(), 5);
+    for fault in [Fault::Cut(0), Fault::Unannounced(Vec::new())] {
+        let desk = Desk::new();
+        desk.hub.plan(WEIGHTS, usize::MAX, fault);
+        refused(&desk.describe("compat", &BASE, &[]), &["model.safetensors: ", "the connection broke after 0 bytes"]);
+        assert_eq!(ranges(&desk.hub.log()).len(), 5);
+    }
 }
 
 #[test]
@@ -217,6 +221,13 @@ fn an_answer_that_cannot_be_it_is_refused() {
         refused(&desk.describe("compat", &BASE, &[]), parts);
         assert_eq!(ranges(&desk.hub.log()).len(), 1, "{parts:?}");
     }
+    // No file has bytes past its end to ask for.
+    let desk = Desk::new();
+    let mut files = golden("base");
+    files.insert(WEIGHTS.into(), b"short".to_vec());
+    desk.hub.publish("tiny/base", "main", files);
+    refused(&desk.describe("compat", &BASE, &[]), &["too short for a safetensors file: 5 bytes"]);
+    assert_eq!(ranges(&desk.hub.log()), [(Some(0), Some(5))]);
     // Of another server's page that is sent whole, nothing is taken either.
     let desk = Desk::new();
     let cdn = Server::start();

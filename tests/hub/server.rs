@@ -20,6 +20,8 @@ pub(crate) struct Asked {
     /// The byte after the last one asked for, where the range had an end.
     pub(crate) end: Option<usize>,
     pub(crate) authorization: Option<String>,
+    /// How the answer may be compressed.
+    pub(crate) encoding: Option<String>,
 }
 
 /// Names and values.
@@ -47,6 +49,8 @@ pub(crate) enum Fault {
     Elsewhere(String),
     /// Ranges are not heard, and the connection ends after so many bytes of the body.
     Whole(usize),
+    /// Ranges are not heard, and nothing comes after so many bytes of the body.
+    WholeStall(usize),
     /// Another range than was asked for, by the header alone.
     Range(&'static str),
     /// Something else is there, of whatever length.
@@ -139,7 +143,7 @@ fn answer(stream: TcpStream, state: &Mutex<State>) -> io::Result<()> {
     let mut lines = BufReader::new(stream.try_clone()?).lines();
     let first = lines.next().transpose()?.unwrap_or_default();
     let path = first.split(' ').nth(1).unwrap_or_default().to_string();
-    let mut asked = Asked { path, start: None, end: None, authorization: None };
+    let mut asked = Asked { path, start: None, end: None, authorization: None, encoding: None };
     for line in lines {
         let line = line?;
         match line.split_once(": ").map(|(name, value)| (name.to_lowercase(), value)) {
@@ -150,6 +154,7 @@ fn answer(stream: TcpStream, state: &Mutex<State>) -> io::Result<()> {
                 asked.end = last.parse().ok().map(|last: usize| last + 1);
             }
             Some((name, value)) if name == "authorization" => asked.authorization = Some(value.into()),
+            Some((name, value)) if name == "accept-encoding" => asked.encoding = Some(value.into()),
             Some(_) => {}
             None => break,
         }
@@ -250,6 +255,7 @@ impl Answer {
             Some(Fault::Cut(n)) => end = n,
             Some(Fault::Stall(n)) => (end, stalls) = (n, true),
             Some(Fault::Whole(n)) => (self.start, end) = (None, n),
+            Some(Fault::WholeStall(n)) => (self.start, end, stalls) = (None, n, true),
             Some(Fault::Range(other)) => range = Some(other),
             Some(Fault::Other(bytes)) => self.body = bytes,
             Some(Fault::Unannounced(bytes)) => (self.body, is_announced) = (bytes, false),

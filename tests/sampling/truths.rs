@@ -144,7 +144,8 @@ fn same_seed_draws_the_same_ids_among_any_others<B: Backend>(backend: &B) {
     };
     let (ours, others): (Case, Vec<Case>) = (case(0), (1..20).map(case).collect());
     let draws = |launch: &Launch<B>, index: usize| (0..40).map(|_| launch.draw()[index].last_id).collect::<Vec<_>>();
-    let among = |first: usize, last: usize| [&others[..first], &[ours.clone()], &others[first..last]].concat();
+    let among =
+        |first: usize, last: usize| [&others[..first], std::slice::from_ref(&ours), &others[first..last]].concat();
     let alone = draws(&Launch::new(backend, &Shape::plain(N), &among(0, 0)), 0);
     for (first, last) in [(0, 0), (0, 3), (2, 2), (7, 19)] {
         let ids = draws(&Launch::new(backend, &Shape::plain(N), &among(first, last)), first);

@@ -114,6 +114,35 @@ fn a_chat_finds_its_response_computed() {
     finish(world);
 }
 
+/// Runs one request after the other, each a tenant and the first token of its prompt of nine; what the last one found.
+/// Each leaves two full pages behind, and a third free.
+fn found_by_the_last(n_pages: usize, requests: &[(u64, u32)]) -> usize {
+    let mut world = world(sizes(1, n_pages), 2);
+    let mut n_cached = 0;
+    for (id, &(tenant, first)) in (0..).zip(requests) {
+        world.arrive(Order::new(id, tenant, base_alone(9, first), 3, None));
+        n_cached = until_admitted(&mut world, id)[0].n_cached[0];
+    }
+    finish(world);
+    n_cached
+}
+
+/// Where pages are wanted, the prompt that was used longest ago loses them, its later pages first.
+#[test]
+fn what_was_used_longest_ago_is_forgotten() {
+    let (a, b, c, d, e) = ((0, 0), (0, 100), (0, 200), (0, 300), (0, 400));
+    for (n_pages, asked, found) in [(9, a, 8), (9, b, 0), (9, c, 8), (10, b, 4), (11, b, 8)] {
+        assert_eq!(found_by_the_last(n_pages, &[a, b, c, a, d, e, asked]), found, "{n_pages} pages, {asked:?}");
+    }
+}
+
+#[test]
+fn a_flood_drives_out_itself() {
+    let flood = (1..50).map(|i| (0, 100 * i));
+    let requests: Vec<(u64, u32)> = [(1, 0)].into_iter().chain(flood).chain([(1, 0)]).collect();
+    assert_eq!(found_by_the_last(12, &requests), 8);
+}
+
 /// A follower computes one token per lane, beside its leader, whatever part of a page its prompt ends in.
 #[test]
 fn samples_of_one_prompt_share_it() {

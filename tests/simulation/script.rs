@@ -41,9 +41,9 @@ impl Sampling {
     pub(crate) fn draw(&self, states: [u64; 3]) -> Draw {
         let bits = states.into_iter().fold(self.salt, mix);
         let token = (bits % self.n_vocab) as u32;
-        if mix(bits, 1) % self.fail_one_in == 0 {
+        if mix(bits, 1).is_multiple_of(self.fail_one_in) {
             Draw::Fails
-        } else if mix(bits, 2) % self.stop_one_in == 0 {
+        } else if mix(bits, 2).is_multiple_of(self.stop_one_in) {
             Draw::StopToken(token)
         } else {
             Draw::Token(token)

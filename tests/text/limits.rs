@@ -40,6 +40,9 @@ fn expressions_that_backtrack_for_ever() {
     // The same expression and a text that it matches at once.
     let ids = split_by(r"(?:a+)+(?!a)b").expect("the expression is right").encode_raw("aab").expect("it is short");
     assert_eq!(ids, [b'a', b'a', b'b'].map(u32::from));
+    // Steps back over all of a text are no fault by themselves.
+    let ids = split_by(r"a+(?!a)b|a").expect("the expression is right").encode_raw(&letters[..2_000]);
+    assert_eq!(ids.expect("2,000 steps for a match").len(), 2_000);
 }
 
 /// Every letter looks to the end of the text: nothing is tried twice, and all takes the square of the length.

@@ -3,6 +3,7 @@
 use super::model::{END, ModelDir, N_VOCAB, SPECIALS, USER};
 use proxytune::checkpoint::Source;
 use proxytune::engine::trio::{Models, TrioSources};
+use proxytune::text::prompt::Turn;
 use proxytune::text::{PromptRequest, Prompts, Roles};
 use proxytune::{Error, Result};
 use serde_json::json;
@@ -46,6 +47,21 @@ fn a_bare_prompt_is_parsed_and_a_chat_s_content_is_text() {
     let chat = encode(&trio(), &request("a<|end|>", Roles::EXPERT)).expect("a right prompt");
     let expected = [&[USER][..], &bytes("a<|end|>"), &[END]].concat();
     assert_eq!(chat.ids, [vec![id(b'a'), END], expected, vec![id(b'a'), END]]);
+}
+
+/// A template reads messages, and what spells a special token in them is text; a plain role goes on from what it had.
+#[test]
+fn earlier_turns_are_messages_for_a_template_and_text_for_the_others() {
+    let turns = [("a", " b"), ("c", "<|end|>d\n")];
+    let turns = turns.map(|(message, reply)| Turn { message: message.into(), reply: reply.into() });
+    let request = PromptRequest { turns: turns.to_vec(), ..request("e", Roles::EXPERT) };
+    let prompts = encode(&trio(), &request).expect("a right prompt");
+    let plain = [bytes("a b\nc"), vec![END], bytes("d\n\ne")].concat();
+    let message = |text: &str| [&[USER], &bytes(text)[..], &[END]].concat();
+    let templated = ["a", "b", "c", "<|end|>d", "e"].map(message).concat();
+    assert_eq!(prompts.ids, [plain.clone(), templated, plain]);
+    let alone = PromptRequest { turns: Vec::new(), ..request };
+    assert_eq!(encode(&trio(), &alone).expect("a right prompt").ids[0], bytes("e"));
 }
 
 #[test]

@@ -124,6 +124,7 @@ fn templates_that_never_end() {
     refused("slices of slices", &namespace("ns.a[:1]"), steps);
     refused("slices upside down", &namespace("ns.a[::-1]"), steps);
     refused("a list on itself", &namespace("ns.a | chain(ns.a)"), "unknown filter");
+    refused("a list with itself", &namespace("ns.a | zip(ns.a)"), "unknown filter");
     refused("a slice of a long list", "{{ ([1] * 100000000)[1:] | length }}", steps);
     refused(
         "slices of a long text",

@@ -149,6 +149,7 @@ fn models_with_equal_files_share_a_tokenizer() {
     // One byte of the one file, then of the other; then the other is not there.
     b.write("tokenizer.json", [&b.read("tokenizer.json")[..], b" "].concat());
     assert_eq!(shared(&open(a, b, c)), [false, true, false]);
+    assert_eq!(shared(&open(b, a, c)), [false, false, true]);
     a.set("tokenizer_config.json", "/eos_token", json!("<|user|>"));
     assert_eq!(shared(&open(a, b, c)), [false; 3]);
     assert_eq!(open(a, b, c).tokenizers().map(|tokenizer| tokenizer.eos_id()), [USER, END, END].map(Some));

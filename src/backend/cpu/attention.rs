@@ -81,6 +81,13 @@ struct Task<'a> {
     y: Vec<&'a mut [f32]>,
 }
 
+/// A KV head of a sequence, by the place of its page table.
+#[derive(Clone, Copy)]
+struct Lane {
+    table: u32,
+    kv_head: usize,
+}
+
 /// Some blocks of a task of one row.
 struct Span<'a> {
     row: usize,
@@ -175,21 +182,38 @@ impl<T: Pod + Weight> Inputs<'_, T> {
         tasks
     }
 
-    /// Widens the keys (`kv` 0) or values (1) at places `which` of a block of the lane at `table`.
+    /// The keys (`kv` 0) or values (1) at places `which` of a block of the lane at `table`: of each page the place of
+    /// the first, and all of them.
     #[inline(always)]
-    fn load(&self, widened: &mut [f32], (table, kv_head, kv): (u32, usize, usize), block: usize, which: Range<usize>) {
+    fn runs(&self, lane: Lane, kv: usize, block: usize, which: Range<usize>) -> impl Iterator<Item = (usize, &[T])> {
         let AttentionParams { page, n_kv_heads, head_dim, .. } = self.params;
         let (head_dim, n_kv_heads, page_tokens) = (head_dim as usize, n_kv_heads as usize, page.page_tokens as usize);
-        let stride = self.stride();
-        let mut key = which.start;
-        while key < which.end {
-            let position = block * KEY_BLOCK + key;
-            let page_id = self.table[table as usize + position / page_tokens] as usize;
+        let mut next = which.start;
+        std::iter::from_fn(move || {
+            let first = next;
+            if first >= which.end {
+                return None;
+            }
+            let position = block * KEY_BLOCK + first;
+            let page_id = self.table[lane.table as usize + position / page_tokens] as usize;
             let cells = Cells::new(&page, page_id, n_kv_heads, head_dim, size_of::<T>());
             let token = position % page_tokens;
-            let n = (page_tokens - token).min(which.end - key);
-            let from = &self.plane[cells.key(kv * n_kv_heads + kv_head, token as u32)..][..n * head_dim];
-            let to = &mut widened[key * stride..(key + n) * stride];
+            let n = (page_tokens - token).min(which.end - first);
+            next += n;
+            let at = cells.key(kv * n_kv_heads + lane.kv_head, token as u32);
+            Some((first, &self.plane[at..][..n * head_dim]))
+        })
+    }
+
+    /// Widens runs of keys or values.
+    #[inline(always)]
+    fn load<'p>(&self, widened: &mut [f32], runs: impl Iterator<Item = (usize, &'p [T])>)
+    where
+        T: 'p,
+    {
+        let (head_dim, stride) = (self.params.head_dim as usize, self.stride());
+        for (first, from) in runs {
+            let to = &mut widened[first * stride..][..from.len() / head_dim * stride];
             if head_dim == stride {
                 self.isa.widen(from, to);
             } else {
@@ -197,7 +221,6 @@ impl<T: Pod + Weight> Inputs<'_, T> {
                     self.isa.widen(from, &mut to[..head_dim]);
                 }
             }
-            key += n;
         }
     }
 
@@ -221,9 +244,9 @@ impl<T: Pod + Weight> Inputs<'_, T> {
     #[inline(always)]
     fn attend_block(&self, work: &mut Work, first_row: usize, kv_head: usize, block: usize, partials: &mut [f32]) {
         let (stride, group, record) = (self.stride(), self.group(), self.record());
-        let Work { q, widened, scores } = work;
+        let Work { q, widened, scores, .. } = work;
         let n_rows = q.len() / (group * stride);
-        let table = self.places[first_row].table;
+        let lane = Lane { table: self.places[first_row].table, kv_head };
         let (mut first, mut end) = (KEY_BLOCK, 0);
         for row in 0..n_rows {
             let visible = self.visible_in(first_row + row, block);
@@ -232,7 +255,11 @@ impl<T: Pod + Weight> Inputs<'_, T> {
             }
         }
         let seen = first..end;
-        self.load(widened, (table, kv_head, 0), block, seen.clone());
+        // A page's keys and values are short runs: all of them are asked for before the first is needed.
+        for kv in [0, 1] {
+            self.runs(lane, kv, block, seen.clone()).for_each(|(_, run)| self.isa.fetch(run));
+        }
+        self.load(widened, self.runs(lane, 0, block, seen.clone()));
         for row in 0..n_rows {
             let visible = self.visible_in(first_row + row, block);
             if visible.is_empty() {
@@ -247,7 +274,7 @@ impl<T: Pod + Weight> Inputs<'_, T> {
                 partials[head * record + stride..][..2].copy_from_slice(&softmax);
             }
         }
-        self.load(widened, (table, kv_head, 1), block, seen);
+        self.load(widened, self.runs(lane, 1, block, seen));
         for row in 0..n_rows {
             let visible = self.visible_in(first_row + row, block);
             if !visible.is_empty() {
@@ -348,16 +375,21 @@ struct Work {
     q: Vec<f32>,
     /// Keys, then values: `[KEY_BLOCK][stride]`.
     widened: Vec<f32>,
+    /// The width of a head that `widened` was zeroed for.
+    head_dim: usize,
     /// Scores, then weights: `[rows][group][KEY_BLOCK]`.
     scores: Vec<f32>,
 }
 
 impl Work {
     #[inline(always)]
-    fn fit(&mut self, heads: usize, stride: usize) {
-        // Padding must be zeros. What else is read before it is written is masked afterwards.
-        self.widened.clear();
-        self.widened.resize(KEY_BLOCK * stride, 0.0);
+    fn fit(&mut self, heads: usize, head_dim: usize, stride: usize) {
+        // Padding must be zeros, and stays so. What else is read before it is written is masked afterwards.
+        if self.head_dim != head_dim {
+            self.head_dim = head_dim;
+            self.widened.clear();
+            self.widened.resize(KEY_BLOCK * stride, 0.0);
+        }
         if self.scores.len() < heads * KEY_BLOCK {
             self.scores.resize(heads * KEY_BLOCK, 0.0);
         }
@@ -380,7 +412,7 @@ impl<T: Pod + Weight> Kernel for Whole<'_, '_, T> {
         let (n_rows, width) = (y.len(), inputs.group() * inputs.record());
         let Room { work, states, partials } = room;
         inputs.load_queries(&mut work.q, *first_row, n_rows, *kv_head);
-        work.fit(n_rows * inputs.group(), inputs.stride());
+        work.fit(n_rows * inputs.group(), inputs.params.head_dim as usize, inputs.stride());
         inputs.start(states, n_rows * inputs.group());
         partials.resize(partials.len().max(n_rows * width), 0.0);
         for block in blocks.clone() {
@@ -412,7 +444,7 @@ impl<T: Pod + Weight> Kernel for SpanOf<'_, '_, T> {
         let SpanOf { inputs, span: Span { row, kv_head, blocks, partials }, work } = self;
         let width = inputs.group() * inputs.record();
         inputs.load_queries(&mut work.q, *row, 1, *kv_head);
-        work.fit(inputs.group(), inputs.stride());
+        work.fit(inputs.group(), inputs.params.head_dim as usize, inputs.stride());
         for (block, partials) in blocks.clone().zip(partials.chunks_exact_mut(width)) {
             inputs.attend_block(work, *row, *kv_head, block, partials);
         }

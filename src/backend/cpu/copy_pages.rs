@@ -29,7 +29,11 @@ mod tests {
 
     fn copy(copies: &[[u32; 2]]) {
         let cpu = Cpu::new(Some(1)).expect("the CPU is here");
-        let filled = |words: &[u32]| Buf(RefCell::new(words.to_vec()));
+        let filled = |words: &[u32]| {
+            let buf = cpu.alloc("words", words.len()).expect("memory");
+            cpu.upload(&buf, 0, bytemuck::cast_slice(words)).expect("words go up");
+            buf
+        };
         let (plane, pairs) = (filled(&[0; 8]), filled(copies.as_flattened()));
         let params = CopyPagesParams { page_words: 2, reserved: [0; 3] };
         let op = CopyPages { plane: &plane, copies: &pairs, n_copies: copies.len() as u32, params };

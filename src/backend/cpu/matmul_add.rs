@@ -1,7 +1,7 @@
 //! The twin of `shaders/matmul_add.wgsl`.
 
 use super::matrix::{Epilogue, Output, multiply};
-use super::rows::Rows;
+use super::rows::{OfBuffer, Prepare};
 use super::simd::GROUP;
 use super::*;
 
@@ -14,18 +14,17 @@ const ROWS_TO_COPY: usize = 8;
 pub(super) fn run(cpu: &Cpu, op: MatmulAdd<'_, Cpu>) {
     let MatmulAddParams { cap, n_in, n_out, scale } = op.params;
     let [cap, n_in, n_out] = [cap, n_in, n_out].map(|n| n as usize);
-    let (scratch, n_rows) = (&mut *cpu.scratch.borrow_mut(), rows::n_rows(op.extents));
-    let y = op.y.view::<f32>();
-    let y = &y[..];
-    let inputs = if n_in.is_multiple_of(PAGE_WIDTH) && n_rows.into_iter().any(|n| n >= ROWS_TO_COPY) {
-        let row = |member, row| &y[(member * cap + row) * n_in..][..n_in];
-        Rows::prepare(cpu, scratch, (n_rows, n_in), None, row)
-    } else {
-        Rows::of_buffer(y, [cap, n_in], n_rows)
-    };
+    let n_rows = rows::n_rows(op.extents);
+    let (y, mut x) = (op.y.view::<f32>(), op.x.view_mut());
+    let (y, x) = (&y[..], (&mut x[..], cap));
     let bias = op.bias.map(|bias| bias.view::<f32>());
     let add = Add { bias: bias.as_deref(), n_out, scale };
-    multiply(cpu, [op.w], &inputs, (&mut op.x.view_mut(), cap), &add);
+    if n_in.is_multiple_of(PAGE_WIDTH) && n_rows.into_iter().any(|n| n >= ROWS_TO_COPY) {
+        let row = |member, row| &y[(member * cap + row) * n_in..][..n_in];
+        multiply(cpu, [op.w], (&Prepare::new(row, n_in, None), n_rows), x, &add);
+    } else {
+        multiply(cpu, [op.w], (&OfBuffer { x: y, cap, n_in }, n_rows), x, &add);
+    }
 }
 
 /// `x += scale * (sum + bias)`.

@@ -6,9 +6,9 @@
 //! A task is a group and some rows, and makes their outputs whole: the sums stand in registers, then in the first
 //! cache, then the op's epilogue makes outputs of them. A thread's tasks are groups that follow each other in memory.
 
-use super::rows::Rows;
+use super::rows::{Prepared, Rows, Source};
 use super::simd::memory::Region;
-use super::simd::work::{Block, Grid};
+use super::simd::work::{Block, Grid, Place};
 use super::simd::{Ahead, GROUP, Kernel, MAX_TILE_ROWS, Tile, Weight};
 use super::*;
 use half::{bf16, f16};
@@ -75,7 +75,7 @@ impl Matrix {
 
     /// The sums of a group with a tile, which is number `index` of the `n` that a task takes it through.
     fn multiply(&self, isa: Isa, group: Group, rows: &Rows, [index, n]: [usize; 2], sums: &mut [[f32; GROUP]]) {
-        let x = rows.from(group.member, group.first_row);
+        let x = rows.from(group.first_row);
         let span = group.index * self.n_in * GROUP..(group.index + 1) * self.n_in * GROUP;
         let tile = |ahead| Tile { x, stride: rows.stride, ahead };
         match &self.members[group.member] {
@@ -86,7 +86,7 @@ impl Matrix {
     }
 }
 
-/// A group of a member's outputs, and the first of some rows.
+/// A group of a member's outputs, and the first of some rows of a block.
 #[derive(Clone, Copy)]
 struct Group {
     member: usize,
@@ -106,7 +106,7 @@ fn interleave<W: Weight + Pod>(
     let needed = (n_groups * width * size_of::<W>()) as u64;
     let refused = |_| Error::Memory { what: "a weight matrix".into(), needed, limit: isize::MAX as u64 };
     // Zeroed by the system as it is first touched, by the thread that fills it.
-    let mut elements: Region<W> = cpu.weights.borrow_mut().zeroed(n_groups * width).map_err(refused)?;
+    let mut elements: Region<W> = cpu.memory.borrow_mut().zeroed(n_groups * width).map_err(refused)?;
     let fill = |index: usize, group: &mut [W]| -> Result<()> {
         let first = index * GROUP;
         let mut rows = vec![0; (n_out - first).min(GROUP) * row_bytes];
@@ -139,14 +139,17 @@ pub(super) trait Epilogue<const N: usize>: Sync {
 #[derive(Clone, Copy)]
 pub(super) struct Output {
     pub(super) member: usize,
-    pub(super) row: usize,
     pub(super) column: usize,
+    /// The factor of the row's sums.
+    pub(super) factor: f32,
 }
 
 /// The epilogue of a tile: the rows of a block from `first_row` on, as many as `n_rows`.
 struct Finish<'a, 'b, E, const N: usize> {
     epilogue: &'a E,
-    at: Output,
+    member: usize,
+    column: usize,
+    rows: &'a Rows<'a>,
     sums: &'a [[[f32; GROUP]; MAX_TILE_ROWS]; N],
     n_rows: usize,
     first_row: usize,
@@ -158,23 +161,28 @@ impl<E: Epilogue<N>, const N: usize> Kernel for Finish<'_, '_, E, N> {
 
     #[inline(always)]
     fn run(self) {
-        let Finish { epilogue, at, sums, n_rows, first_row, block } = self;
+        let Finish { epilogue, member, column, rows, sums, n_rows, first_row, block } = self;
         for index in 0..n_rows {
-            let at = Output { row: at.row + index, ..at };
+            let at = Output { member, column, factor: rows.factor(first_row + index) };
             epilogue.run(at, sums.each_ref().map(|sums| &sums[index]), block.row(first_row + index));
         }
     }
 }
 
-/// All rows times `N` matrices of one shape, made outputs in `y`, `[members * cap][n_out]`.
+thread_local! {
+    /// What a thread has prepared, which grows to the largest block and stays.
+    static PREPARED: RefCell<Prepared> = RefCell::default();
+}
+
+/// `n_rows` rows of each member times `N` matrices of one shape, made outputs in `y`, `[members * cap][n_out]`.
 pub(super) fn multiply<const N: usize>(
     cpu: &Cpu,
     w: [&Matrix; N],
-    rows: &Rows,
+    (source, n_rows): (&impl Source, [usize; MAX_MEMBERS]),
     (y, cap): (&mut [f32], usize),
     epilogue: &impl Epilogue<N>,
 ) {
-    let (isa, n_rows, [n_out, n_in]) = (cpu.isa, rows.n_rows, [w[0].n_out, w[0].n_in]);
+    let (isa, [n_out, n_in]) = (cpu.isa, [w[0].n_out, w[0].n_in]);
     let grid = Grid {
         cap,
         width: n_out,
@@ -183,19 +191,20 @@ pub(super) fn multiply<const N: usize>(
         columns: GROUP,
         operations: n_rows.iter().sum::<usize>() * N * n_in * n_out,
     };
-    cpu.threads.blocks(y, &grid, |place, mut block| {
-        let (member, column, n) = (place.member, place.columns.start, place.rows.len());
-        let n_tiles = n.div_ceil(isa.tile_rows());
-        let mut sums = [[[0.0; GROUP]; MAX_TILE_ROWS]; N];
-        for tile in 0..n_tiles {
-            let in_block = n * tile / n_tiles..n * (tile + 1) / n_tiles;
-            let group = Group { member, index: column / GROUP, first_row: place.rows.start + in_block.start };
-            for (w, sums) in w.iter().zip(&mut sums) {
-                w.multiply(isa, group, rows, [tile, n_tiles], &mut sums[..in_block.len()]);
+    cpu.threads.blocks(y, &grid, |Place { member, rows, columns }, mut block| {
+        PREPARED.with_borrow_mut(|prepared| {
+            let (column, n) = (columns.start, rows.len());
+            let (rows, n_tiles) = (&source.rows(isa, prepared, member, rows), n.div_ceil(isa.tile_rows()));
+            let mut sums = [[[0.0; GROUP]; MAX_TILE_ROWS]; N];
+            for tile in 0..n_tiles {
+                let in_block = n * tile / n_tiles..n * (tile + 1) / n_tiles;
+                let group = Group { member, index: column / GROUP, first_row: in_block.start };
+                for (w, sums) in w.iter().zip(&mut sums) {
+                    w.multiply(isa, group, rows, [tile, n_tiles], &mut sums[..in_block.len()]);
+                }
+                let (sums, n_rows, first_row) = (&sums, in_block.len(), in_block.start);
+                isa.run(Finish { epilogue, member, column, rows, sums, n_rows, first_row, block: &mut block });
             }
-            let at = Output { member, row: group.first_row, column };
-            let (sums, n_rows, first_row) = (&sums, in_block.len(), in_block.start);
-            isa.run(Finish { epilogue, at, sums, n_rows, first_row, block: &mut block });
-        }
+        });
     });
 }

@@ -31,7 +31,7 @@ use super::params::{Extent, MAX_MEMBERS};
 use super::*;
 use crate::{Error, Result};
 use bytemuck::Pod;
-use simd::memory::Arena;
+use simd::memory::{Arena, Region};
 use std::cell::{Ref, RefCell, RefMut};
 use std::time::Instant;
 use threads::Threads;
@@ -40,24 +40,22 @@ use threads::Threads;
 pub struct Cpu {
     threads: Threads,
     isa: Isa,
-    /// Where matrices are.
-    weights: RefCell<Arena>,
-    /// Rows that a matrix op is about to multiply: gathered, times the gain. Grows to the largest step and stays.
-    scratch: RefCell<Vec<f32>>,
+    /// Where matrices and buffers are.
+    memory: RefCell<Arena>,
     /// What attention's blocks gave, until they are folded.
     partials: RefCell<Vec<f32>>,
 }
 
 /// Memory of the CPU. Ops borrow it: two uses that do not go together are a programmer's error and panic.
-pub struct Buf(RefCell<Vec<u32>>);
+pub struct Buf(RefCell<Region<u32>>);
 
 impl Buf {
     fn view<T: Pod>(&self) -> Ref<'_, [T]> {
-        Ref::map(self.0.borrow(), |words| bytemuck::cast_slice(words))
+        Ref::map(self.0.borrow(), |words| bytemuck::cast_slice(&words[..]))
     }
 
     fn view_mut<T: Pod>(&self) -> RefMut<'_, [T]> {
-        RefMut::map(self.0.borrow_mut(), |words| bytemuck::cast_slice_mut(words))
+        RefMut::map(self.0.borrow_mut(), |words| bytemuck::cast_slice_mut(&mut words[..]))
     }
 }
 
@@ -78,13 +76,7 @@ impl Cpu {
         if !isa.is_available() {
             return Err(Error::device("cpu", format!("{} is not available here", isa.name())));
         }
-        Ok(Self {
-            threads: Threads::new(threads)?,
-            isa,
-            weights: RefCell::default(),
-            scratch: RefCell::default(),
-            partials: RefCell::default(),
-        })
+        Ok(Self { threads: Threads::new(threads)?, isa, memory: RefCell::default(), partials: RefCell::default() })
     }
 
     /// Runs each task once, on any thread.
@@ -183,13 +175,8 @@ impl Backend for Cpu {
     }
 
     fn alloc(&self, label: &'static str, words: usize) -> Result<Buf> {
-        // Asked for first, so that too much is an error and not an abort; then zeroed by the system as it is touched.
-        let refused = || Error::Memory { what: label.into(), needed: 4 * words as u64, limit: self.binding_limit() };
-        let mut probe = Vec::<u32>::new();
-        probe.try_reserve_exact(words).map_err(|_| refused())?;
-        // Memory that nobody looks at need never be asked for: the compiler may leave the probe out.
-        drop(std::hint::black_box(probe));
-        Ok(Buf(RefCell::new(vec![0; words.max(1)])))
+        let refused = |_| Error::Memory { what: label.into(), needed: 4 * words as u64, limit: self.binding_limit() };
+        Ok(Buf(RefCell::new(self.memory.borrow_mut().zeroed(words.max(1)).map_err(refused)?)))
     }
 
     fn upload(&self, buf: &Buf, offset: usize, data: &[u8]) -> Result<()> {

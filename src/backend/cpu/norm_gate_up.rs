@@ -1,7 +1,7 @@
 //! The twin of `shaders/norm_gate_up.wgsl`.
 
 use super::matrix::{Epilogue, Output, multiply};
-use super::rows::Rows;
+use super::rows::Prepare;
 use super::simd::GROUP;
 use super::*;
 use crate::backend::math::exp_nonpositive;
@@ -13,28 +13,24 @@ pub(super) fn run(cpu: &Cpu, op: NormGateUp<'_, Cpu>) {
     let (x, gain) = (op.x.view::<f32>(), op.gain.map(|gain| gain.view::<f32>()));
     let (x, gain) = (&x[..], gain.as_ref().map(|gain| (&gain[..], eps)));
     let row = |member, row| &x[(member * cap + row) * n_in..][..n_in];
-    let scratch = &mut *cpu.scratch.borrow_mut();
-    let rows = &Rows::prepare(cpu, scratch, (rows::n_rows(op.extents), n_in), gain, row);
+    let rows = (&Prepare::new(row, n_in, gain), rows::n_rows(op.extents));
     let (w, mut h) = ([op.w_gate, op.w_up], op.h.view_mut());
     if activation == Activation::Silu as u32 {
-        multiply(cpu, w, rows, (&mut h, cap), &Gate { rows, activate: silu });
+        multiply(cpu, w, rows, (&mut h, cap), &Gate(silu));
     } else {
-        multiply(cpu, w, rows, (&mut h, cap), &Gate { rows, activate: gelu_tanh });
+        multiply(cpu, w, rows, (&mut h, cap), &Gate(gelu_tanh));
     }
 }
 
 /// `h = activate(factor * gate) * (factor * up)`.
-struct Gate<'a, A> {
-    rows: &'a Rows<'a>,
-    activate: A,
-}
+struct Gate<A>(A);
 
-impl<A: Fn(f32) -> f32 + Sync> Epilogue<2> for Gate<'_, A> {
+impl<A: Fn(f32) -> f32 + Sync> Epilogue<2> for Gate<A> {
     #[inline(always)]
     fn run(&self, at: Output, [gate, up]: [&[f32; GROUP]; 2], h: &mut [f32]) {
-        let factor = self.rows.factor(at.member, at.row);
+        let factor = at.factor;
         for ((h, gate), up) in h.iter_mut().zip(gate).zip(up) {
-            *h = (self.activate)(factor * gate) * (factor * up);
+            *h = self.0(factor * gate) * (factor * up);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The twin of `shaders/norm_matmul.wgsl`.
 
 use super::matrix::{Epilogue, Output, multiply};
-use super::rows::Rows;
+use super::rows::Prepare;
 use super::simd::GROUP;
 use super::*;
 
@@ -18,16 +18,13 @@ pub(super) fn run(cpu: &Cpu, op: NormMatmul<'_, Cpu>) {
         member * cap_in + gather.map_or(row, |gather| gather[member * cap_out + row] as usize)
     };
     let row = |member, row| &x[row_of(member, row) * n_in..][..n_in];
-    let scratch = &mut *cpu.scratch.borrow_mut();
-    let rows = &Rows::prepare(cpu, scratch, (n_rows, n_in), gain, row);
     let bias = op.bias.map(|bias| bias.view::<f32>());
-    let cap = Cap { rows, bias: bias.as_deref(), n_out, softcap, scale };
-    multiply(cpu, [op.w], rows, (&mut op.y.view_mut(), cap_out), &cap);
+    let cap = Cap { bias: bias.as_deref(), n_out, softcap, scale };
+    multiply(cpu, [op.w], (&Prepare::new(row, n_in, gain), n_rows), (&mut op.y.view_mut(), cap_out), &cap);
 }
 
 /// `y = softcap(scale * (factor * sum + bias))`.
 struct Cap<'a> {
-    rows: &'a Rows<'a>,
     bias: Option<&'a [f32]>,
     n_out: usize,
     softcap: f32,
@@ -37,7 +34,7 @@ struct Cap<'a> {
 impl Epilogue<1> for Cap<'_> {
     #[inline(always)]
     fn run(&self, at: Output, [sums]: [&[f32; GROUP]; 1], y: &mut [f32]) {
-        let (factor, scale, softcap) = (self.rows.factor(at.member, at.row), self.scale, self.softcap);
+        let (factor, scale, softcap) = (at.factor, self.scale, self.softcap);
         match self.bias {
             Some(bias) => {
                 let bias = &bias[at.member * self.n_out + at.column..];

@@ -11,11 +11,11 @@ pub(super) fn run(cpu: &Cpu, op: RopeAppend<'_, Cpu>) {
     match op.params.page.dtype {
         d if d == Dtype::F32 as u32 => append(cpu, op, |x| x),
         d if d == Dtype::F16 as u32 => append(cpu, op, f16::from_f32),
-        _ => append(cpu, op, bf16::from_f32),
+        _ => append(cpu, op, nearest_bf16),
     }
 }
 
-fn append<T: Pod>(cpu: &Cpu, op: RopeAppend<'_, Cpu>, round: impl Fn(f32) -> T) {
+fn append<T: Pod>(cpu: &Cpu, op: RopeAppend<'_, Cpu>, round: impl Fn(f32) -> T + Copy) {
     let RopeAppendParams { page, cap, n_heads, n_kv_heads, head_dim, max_positions, wide_norm, eps, q_beta, q_length } =
         op.params;
     let [cap, n_heads, n_kv_heads, head_dim] = [cap, n_heads, n_kv_heads, head_dim].map(|n| n as usize);
@@ -51,12 +51,38 @@ fn append<T: Pod>(cpu: &Cpu, op: RopeAppend<'_, Cpu>, round: impl Fn(f32) -> T) 
             let page_id = table[(first + position / page.page_tokens) as usize] as usize;
             let cells = Cells::new(&page, page_id, n_kv_heads, head_dim, size_of::<T>());
             for (head, (k, v)) in keys.chunks_exact(head_dim).zip(v.chunks_exact(head_dim)).enumerate() {
-                let at = cells.key(head, position % page.page_tokens);
-                plane[at..at + head_dim].iter_mut().zip(k).for_each(|(cell, x)| *cell = round(*x));
-                let at = cells.value(head, position % page.page_tokens);
-                plane[at..at + head_dim].iter_mut().zip(v).for_each(|(cell, x)| *cell = round(*x));
+                let token = position % page.page_tokens;
+                for (at, from) in [(cells.key(head, token), k), (cells.value(head, token), v)] {
+                    cpu.isa.run(Round { from, to: &mut plane[at..at + head_dim], round });
+                }
             }
         }
+    }
+}
+
+/// The nearest bf16, ties to even, as `bf16::from_f32` gives it but without a branch: lanes can be vectors.
+#[inline(always)]
+fn nearest_bf16(x: f32) -> bf16 {
+    let bits = x.to_bits();
+    let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    let quiet_nan = bits >> 16 | 0x40;
+    bf16::from_bits(if x.is_nan() { quiet_nan } else { nearest } as u16)
+}
+
+/// Keys or values of a head to their cells.
+struct Round<'a, T, F> {
+    from: &'a [f32],
+    to: &'a mut [T],
+    round: F,
+}
+
+impl<T, F: Fn(f32) -> T> Kernel for Round<'_, T, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Round { from, to, round } = self;
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = round(*from));
     }
 }
 
@@ -93,6 +119,21 @@ impl Kernel for Turn<'_> {
         }
         if factor != 1.0 {
             heads.iter_mut().for_each(|x| *x *= factor);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bf16_is_the_nearest() {
+        for high in 0..=u16::MAX {
+            for low in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+                let x = f32::from_bits(u32::from(high) << 16 | low);
+                assert_eq!(nearest_bf16(x).to_bits(), bf16::from_f32(x).to_bits(), "{:#x}", x.to_bits());
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::simd::Kernel;
 use super::simd::work::Grid;
 use super::*;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Lanes of a sum over K that is not a matrix product's: element k goes to lane k mod 16, lanes are folded pairwise.
 pub(super) const LANES: usize = 16;
@@ -62,56 +63,83 @@ pub(super) fn fold(mut sums: [f32; LANES]) -> f32 {
     sums[0]
 }
 
-/// Rows to multiply: `n_rows` of each member, whose rows start `cap` after another's, `stride` elements apart.
+/// Where rows to multiply come from.
+pub(super) trait Source: Sync {
+    /// Rows `which` of a member, maybe made in `room`, which keeps what it was given.
+    fn rows<'s>(&'s self, isa: Isa, room: &'s mut Prepared, member: usize, which: Range<usize>) -> Rows<'s>;
+}
+
+/// Rows that stand `stride` elements apart.
 #[derive(Clone, Copy)]
 pub(super) struct Rows<'a> {
     x: &'a [f32],
-    cap: usize,
     pub(super) stride: usize,
-    n_in: usize,
-    pub(super) n_rows: [usize; MAX_MEMBERS],
+    /// Where a prepared row's factor stands.
+    factor: Option<usize>,
 }
 
 impl<'a> Rows<'a> {
-    /// A member's rows from `row` on.
-    pub(super) fn from(&self, member: usize, row: usize) -> &'a [f32] {
-        &self.x[(member * self.cap + row) * self.stride..]
+    /// From `row` on.
+    pub(super) fn from(&self, row: usize) -> &'a [f32] {
+        &self.x[row * self.stride..]
     }
 
-    /// The factor of the sums of a row of [`Rows::prepare`]: the norm's, else 1.
+    /// The factor of the sums of a row: its norm's, else 1.
     #[inline(always)]
-    pub(super) fn factor(&self, member: usize, row: usize) -> f32 {
-        self.from(member, row)[self.n_in]
-    }
-
-    /// Rows of `n_in` as they stand in a buffer, `[members * cap][n_in]`.
-    pub(super) fn of_buffer(x: &'a [f32], [cap, n_in]: [usize; 2], n_rows: [usize; MAX_MEMBERS]) -> Self {
-        Rows { x, cap, stride: n_in, n_in, n_rows }
-    }
-
-    /// Rows `row(member, index)` of `n_in`, times the gain where there is a norm, and behind each its factor.
-    pub(super) fn prepare<'x>(
-        cpu: &Cpu,
-        inputs: &'a mut Vec<f32>,
-        (n_rows, n_in): ([usize; MAX_MEMBERS], usize),
-        norm: Option<(&[f32], [f32; MAX_MEMBERS])>,
-        row: impl Fn(usize, usize) -> &'x [f32] + Sync,
-    ) -> Self {
-        let (cap, stride) = (n_rows.into_iter().max().unwrap_or(0), n_in.next_multiple_of(LANES) + ROW_GAP);
-        let n_inputs = MAX_MEMBERS * cap * stride;
-        if inputs.len() < n_inputs {
-            inputs.resize(n_inputs, 0.0);
-        }
-        let prepare = Prepare { row, norm, n_in };
-        for_each_row(cpu, &mut inputs[..n_inputs], [cap, stride], n_rows, &prepare);
-        Rows { x: inputs, cap, stride, n_in, n_rows }
+    pub(super) fn factor(&self, row: usize) -> f32 {
+        self.factor.map_or(1.0, |at| self.x[row * self.stride + at])
     }
 }
 
-struct Prepare<'a, R> {
+/// Rows of `n_in` as they stand in a buffer, `[members * cap][n_in]`.
+pub(super) struct OfBuffer<'a> {
+    pub(super) x: &'a [f32],
+    pub(super) cap: usize,
+    pub(super) n_in: usize,
+}
+
+impl Source for OfBuffer<'_> {
+    fn rows<'s>(&'s self, _: Isa, _: &'s mut Prepared, member: usize, which: Range<usize>) -> Rows<'s> {
+        Rows { x: &self.x[(member * self.cap + which.start) * self.n_in..], stride: self.n_in, factor: None }
+    }
+}
+
+/// Rows `row(member, index)` of `n_in`, times the gain where there is a norm, and behind each its factor. Each thread
+/// makes those that it multiplies: cheaper than fetching them from the cache of another, and nobody waits.
+pub(super) struct Prepare<'a, R> {
     row: R,
-    norm: Option<(&'a [f32], [f32; MAX_MEMBERS])>,
     n_in: usize,
+    norm: Option<(&'a [f32], [f32; MAX_MEMBERS])>,
+    launch: u64,
+}
+
+impl<'x, 'a, R: Fn(usize, usize) -> &'x [f32] + Sync> Prepare<'a, R> {
+    /// For one launch.
+    pub(super) fn new(row: R, n_in: usize, norm: Option<(&'a [f32], [f32; MAX_MEMBERS])>) -> Self {
+        static LAUNCHES: AtomicU64 = AtomicU64::new(0);
+        Self { row, n_in, norm, launch: 1 + LAUNCHES.fetch_add(1, Ordering::Relaxed) }
+    }
+}
+
+/// What a thread has prepared: rows of a member in a launch.
+#[derive(Default)]
+pub(super) struct Prepared {
+    x: Vec<f32>,
+    of: (u64, usize, Range<usize>),
+}
+
+impl<'x, R: Fn(usize, usize) -> &'x [f32] + Sync> Source for Prepare<'_, R> {
+    fn rows<'s>(&'s self, isa: Isa, room: &'s mut Prepared, member: usize, which: Range<usize>) -> Rows<'s> {
+        let (stride, of) = (self.n_in.next_multiple_of(LANES) + ROW_GAP, (self.launch, member, which.clone()));
+        if room.of != of {
+            room.x.resize(room.x.len().max(which.len() * stride), 0.0);
+            for (row, values) in which.zip(room.x.chunks_exact_mut(stride)) {
+                isa.run(OneRow(self, [member, row], values));
+            }
+            room.of = of;
+        }
+        Rows { x: &room.x, stride, factor: Some(self.n_in) }
+    }
 }
 
 impl<'x, R: Fn(usize, usize) -> &'x [f32] + Sync> RowKernel for Prepare<'_, R> {

@@ -3,7 +3,7 @@
 //! Everything else is plain Rust compiled once more per instruction set by [`Isa::run`]: `mul_add` rounds once wherever
 //! it runs, lanes are independent, and the compiler does not reorder floating-point sums, so the bits are the same.
 //! All unsafe code of the backend is here and below: vectors (`tile`, and of attention's keys `keys`), tasks and buffers
-//! that threads share (`work`), and the memory that weights stand in (`memory`).
+//! that threads share (`work`), and the memory that all of it stands in (`memory`).
 #![allow(
     unsafe_code,
     reason = "SIMD intrinsics and calls of functions compiled for an instruction set; in `work` the lifetime of a task \
@@ -20,6 +20,9 @@ pub(super) use tile::{Ahead, GROUP, MAX_TILE_ROWS, Tile};
 
 use half::f16;
 use tile::HALF;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// An instruction set that the kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +82,21 @@ impl Isa {
             Isa::Avx512 => "avx512",
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => "neon",
+        }
+    }
+
+    /// Sends for elements that will soon be read.
+    pub(super) fn fetch<T>(self, elements: &[T]) {
+        let first = elements.as_ptr().cast::<u8>();
+        for offset in (0..size_of_val(elements)).step_by(LINE) {
+            let line = first.wrapping_add(offset);
+            match self {
+                Isa::Portable => <[f32; 16] as Lanes>::fetch(line),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 | Isa::Avx512 => <std::arch::x86_64::__m256 as Lanes>::fetch(line),
+                #[cfg(target_arch = "aarch64")]
+                Isa::Neon => <neon::Vector as Lanes>::fetch(line),
+            }
         }
     }
 

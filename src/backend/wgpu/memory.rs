@@ -6,6 +6,7 @@ use crate::backend::{MatrixBytes, MatrixSpec};
 use crate::{Error, Result};
 use bytemuck::{Pod, Zeroable};
 use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Bytes sent at a time: bounds the memory that uploads in flight hold.
@@ -14,27 +15,32 @@ const UPLOAD_BYTES: usize = 32 << 20;
 /// Device memory in 32-bit words.
 pub struct Buf {
     pub(super) buffer: ::wgpu::Buffer,
+    id: Id,
+}
+
+/// The number of a buffer or image, from 1: what a launch is known by.
+struct Id {
+    number: u32,
     dropped: Dropped,
 }
 
-/// What a shader can be given.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Bound {
-    Buffer(::wgpu::Buffer),
-    Image(::wgpu::TextureView),
-}
+/// Numbers that were dropped since the launches that bind them were last cleared out.
+pub(super) type Dropped = Arc<Mutex<Vec<u32>>>;
 
-impl Bound {
-    pub(super) fn resource(&self) -> ::wgpu::BindingResource<'_> {
-        match self {
-            Bound::Buffer(buffer) => buffer.as_entire_binding(),
-            Bound::Image(view) => ::wgpu::BindingResource::TextureView(view),
-        }
+impl Id {
+    fn new(dropped: &Dropped) -> Self {
+        static LAST: AtomicU32 = AtomicU32::new(0);
+        Self { number: LAST.fetch_add(1, Ordering::Relaxed) + 1, dropped: Arc::clone(dropped) }
     }
 }
 
-/// What was dropped since the bind groups that hold it were last cleared out.
-pub(super) type Dropped = Arc<Mutex<Vec<Bound>>>;
+impl Drop for Id {
+    fn drop(&mut self) {
+        if let Ok(mut dropped) = self.dropped.lock() {
+            dropped.push(self.number);
+        }
+    }
+}
 
 impl Buf {
     /// Zeroed memory of `bytes` bytes.
@@ -47,7 +53,7 @@ impl Buf {
         let usage = ::wgpu::BufferUsages::STORAGE | ::wgpu::BufferUsages::COPY_SRC | ::wgpu::BufferUsages::COPY_DST;
         let descriptor = ::wgpu::BufferDescriptor { label: Some(label), size: bytes, usage, mapped_at_creation: false };
         let buffer = device.allocated(label, bytes, || device.device.create_buffer(&descriptor))?;
-        Ok(Self { buffer, dropped: Arc::clone(dropped) })
+        Ok(Self { buffer, id: Id::new(dropped) })
     }
 
     /// Its size.
@@ -67,21 +73,13 @@ impl Buf {
     }
 }
 
-impl Drop for Buf {
-    fn drop(&mut self) {
-        if let Ok(mut dropped) = self.dropped.lock() {
-            dropped.push(Bound::Buffer(self.buffer.clone()));
-        }
-    }
-}
-
 /// Weights in a two-dimensional image of 16-byte texels, IMAGE_WIDTH in a row, word after word.
 ///
 /// A software driver loads a word of a buffer one thread and one component at a time, but a texel of an image for
 /// eight threads at once (benches/README.md has figures); what a GPU wants is a buffer.
 pub(super) struct Image {
     view: ::wgpu::TextureView,
-    dropped: Dropped,
+    id: Id,
 }
 
 impl Image {
@@ -119,15 +117,7 @@ impl Image {
             device.queue.write_texture(target, piece, layout, size(piece.len()));
             device.wait(Some(device.queue.submit([])))?;
         }
-        Ok(Self { view: texture.create_view(&Default::default()), dropped: Arc::clone(dropped) })
-    }
-}
-
-impl Drop for Image {
-    fn drop(&mut self) {
-        if let Ok(mut dropped) = self.dropped.lock() {
-            dropped.push(Bound::Image(self.view.clone()));
-        }
+        Ok(Self { view: texture.create_view(&Default::default()), id: Id::new(dropped) })
     }
 }
 
@@ -137,22 +127,35 @@ pub(super) enum Words {
     Image(Image),
 }
 
-/// What holds something that a shader can be given.
+/// What a shader can be given.
 pub(super) trait Bind {
-    fn bound(&self) -> Bound;
+    /// Its number: no other has had it.
+    fn number(&self) -> u32;
+    fn resource(&self) -> ::wgpu::BindingResource<'_>;
 }
 
 impl Bind for Buf {
-    fn bound(&self) -> Bound {
-        Bound::Buffer(self.buffer.clone())
+    fn number(&self) -> u32 {
+        self.id.number
+    }
+
+    fn resource(&self) -> ::wgpu::BindingResource<'_> {
+        self.buffer.as_entire_binding()
     }
 }
 
 impl Bind for Words {
-    fn bound(&self) -> Bound {
+    fn number(&self) -> u32 {
         match self {
-            Words::Buffer(buf) => Bound::Buffer(buf.buffer.clone()),
-            Words::Image(image) => Bound::Image(image.view.clone()),
+            Words::Buffer(buf) => buf.id.number,
+            Words::Image(image) => image.id.number,
+        }
+    }
+
+    fn resource(&self) -> ::wgpu::BindingResource<'_> {
+        match self {
+            Words::Buffer(buf) => buf.resource(),
+            Words::Image(image) => ::wgpu::BindingResource::TextureView(&image.view),
         }
     }
 }

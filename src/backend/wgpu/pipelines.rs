@@ -1,7 +1,7 @@
 //! The table of ops, and what is made once for each: shader, pipeline, bind groups.
 
 use super::device::Device;
-use super::memory::{Bound, Dropped};
+use super::memory::{Bind, Dropped};
 use super::{MatrixForm, constants};
 use crate::backend::Dtype;
 use std::cell::RefCell;
@@ -170,7 +170,7 @@ impl Weights {
     }
 }
 
-/// One form of an op's shader. A step names each of its forms, so this is cheap to make; text comes of it once.
+/// One form of an op's shader.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Variant {
     pub(super) constants: Vec<(&'static str, Constant)>,
@@ -207,18 +207,52 @@ const MAX_GRID: u32 = 65_535;
 /// A dispatch to be made ready.
 pub(super) struct Launch<'a> {
     pub(super) stem: &'static Stem,
-    pub(super) variant: Variant,
+    /// Rows of a tile, where the op has tiles.
+    pub(super) tile_rows: u32,
+    /// The form of the shader, which follows from all else that is here: asked for where the launch is a new one.
+    pub(super) variant: &'a dyn Fn() -> Variant,
     /// Outputs and inputs.
-    pub(super) bound: Vec<Bound>,
+    pub(super) buffers: &'a [&'a dyn Bind],
     pub(super) uniforms: &'a [&'a [u8]],
     pub(super) grid: [u32; 3],
 }
 
 /// A dispatch ready to be encoded.
 pub(super) struct Dispatch {
+    pub(super) made: Made,
+    pub(super) grid: [u32; 3],
+}
+
+/// What a launch has that outlives its step.
+#[derive(Clone)]
+pub(super) struct Made {
     pub(super) pipeline: ::wgpu::ComputePipeline,
     pub(super) bind_group: ::wgpu::BindGroup,
-    pub(super) grid: [u32; 3],
+}
+
+/// What a launch is known by. A step has hundreds, so it is all in place, and small.
+#[derive(PartialEq, Eq, Hash)]
+struct Key {
+    stem: &'static str,
+    tile_rows: u32,
+    /// Numbers of what is bound, then zeros.
+    bound: [u32; 8],
+    /// All uniforms, one after the other, then zeros.
+    uniforms: [u32; 16],
+}
+
+impl Key {
+    fn new(launch: &Launch<'_>) -> Self {
+        let mut key = Key { stem: launch.stem.name, tile_rows: launch.tile_rows, bound: [0; 8], uniforms: [0; 16] };
+        key.bound.iter_mut().zip(launch.buffers).for_each(|(number, buffer)| *number = buffer.number());
+        let mut rest: &mut [u8] = bytemuck::cast_slice_mut(&mut key.uniforms);
+        for bytes in launch.uniforms {
+            let (own, after) = rest.split_at_mut(bytes.len());
+            own.copy_from_slice(bytes);
+            rest = after;
+        }
+        key
+    }
 }
 
 /// Everything made so far. A step of known shape makes no new object of the device.
@@ -227,30 +261,36 @@ pub(super) struct Pipelines {
     layouts: RefCell<HashMap<(&'static str, Vec<usize>), ::wgpu::BindGroupLayout>>,
     pipelines: RefCell<HashMap<(&'static str, Variant), Pipeline>>,
     uniforms: RefCell<HashMap<Vec<u8>, ::wgpu::Buffer>>,
-    bind_groups: RefCell<HashMap<BindKey, ::wgpu::BindGroup>>,
+    launches: RefCell<HashMap<Key, Made>>,
 }
 
 /// A pipeline and the layout of its bindings.
 type Pipeline = (::wgpu::ComputePipeline, ::wgpu::BindGroupLayout);
-type BindKey = (&'static str, Vec<Bound>);
 
 impl Pipelines {
     pub(super) fn prepare(&self, device: &Device, launch: Launch<'_>) -> Dispatch {
-        let Launch { stem, variant, mut bound, uniforms, grid } = launch;
-        assert_eq!([bound.len(), uniforms.len()], [stem.outputs + stem.inputs, stem.uniforms], "{}", stem.name);
+        let Launch { stem, buffers, uniforms, grid, .. } = launch;
+        assert_eq!([buffers.len(), uniforms.len()], [stem.outputs + stem.inputs, stem.uniforms], "{}", stem.name);
         assert!(grid.iter().all(|&n| n <= MAX_GRID), "{}: a grid of {grid:?}", stem.name);
+        let mut launches = self.launches.borrow_mut();
+        let made = launches.entry(Key::new(&launch)).or_insert_with(|| self.make(device, &launch)).clone();
+        Dispatch { made, grid }
+    }
+
+    fn make(&self, device: &Device, launch: &Launch<'_>) -> Made {
+        let stem = launch.stem;
         let mut pipelines = self.pipelines.borrow_mut();
         let (pipeline, layout) = pipelines
-            .entry((stem.name, variant))
+            .entry((stem.name, (launch.variant)()))
             .or_insert_with_key(|(_, variant)| self.make_pipeline(device, stem, variant))
             .clone();
-        bound.extend(uniforms.iter().map(|bytes| Bound::Buffer(self.uniform(device, bytes))));
-        let mut bind_groups = self.bind_groups.borrow_mut();
-        let bind_group = bind_groups
-            .entry((stem.name, bound))
-            .or_insert_with_key(|(name, bound)| make_bind_group(device, name, &layout, bound))
-            .clone();
-        Dispatch { pipeline, bind_group, grid }
+        let uniforms: Vec<_> = launch.uniforms.iter().map(|bytes| self.uniform(device, bytes)).collect();
+        let uniforms = uniforms.iter().map(|buffer| buffer.as_entire_binding());
+        let resources = launch.buffers.iter().map(|buffer| buffer.resource()).chain(uniforms);
+        let entries: Vec<_> =
+            (0..).zip(resources).map(|(binding, resource)| ::wgpu::BindGroupEntry { binding, resource }).collect();
+        let descriptor = ::wgpu::BindGroupDescriptor { label: Some(stem.name), layout: &layout, entries: &entries };
+        Made { pipeline, bind_group: device.device.create_bind_group(&descriptor) }
     }
 
     fn make_pipeline(&self, device: &Device, stem: &Stem, variant: &Variant) -> Pipeline {
@@ -281,7 +321,7 @@ impl Pipelines {
     pub(super) fn forget(&self, dropped: &Dropped) {
         let dropped = dropped.lock().map(|mut list| std::mem::take(&mut *list)).unwrap_or_default();
         if !dropped.is_empty() {
-            self.bind_groups.borrow_mut().retain(|(_, bound), _| !bound.iter().any(|one| dropped.contains(one)));
+            self.launches.borrow_mut().retain(|key, _| !key.bound.iter().any(|number| dropped.contains(number)));
         }
     }
 
@@ -323,16 +363,4 @@ fn make_layout(device: &Device, stem: &Stem, images: &[usize]) -> ::wgpu::BindGr
     let entries: Vec<_> = (0..stem.outputs + stem.inputs + stem.uniforms).map(entry).collect();
     let descriptor = ::wgpu::BindGroupLayoutDescriptor { label: Some(stem.name), entries: &entries };
     device.device.create_bind_group_layout(&descriptor)
-}
-
-fn make_bind_group(
-    device: &Device,
-    label: &str,
-    layout: &::wgpu::BindGroupLayout,
-    bound: &[Bound],
-) -> ::wgpu::BindGroup {
-    let numbered = (0..).zip(bound);
-    let entries: Vec<_> =
-        numbered.map(|(binding, bound)| ::wgpu::BindGroupEntry { binding, resource: bound.resource() }).collect();
-    device.device.create_bind_group(&::wgpu::BindGroupDescriptor { label: Some(label), layout, entries: &entries })
 }

@@ -35,9 +35,9 @@ impl Wgpu {
         let mut encoder = device.device.create_command_encoder(&Default::default());
         if !pass.dispatches.is_empty() {
             let mut compute = encoder.begin_compute_pass(&Default::default());
-            for Dispatch { pipeline, bind_group, grid: [x, y, z] } in &pass.dispatches {
-                compute.set_pipeline(pipeline);
-                compute.set_bind_group(0, bind_group, &[]);
+            for Dispatch { made, grid: [x, y, z] } in &pass.dispatches {
+                compute.set_pipeline(&made.pipeline);
+                compute.set_bind_group(0, &made.bind_group, &[]);
                 compute.dispatch_workgroups(*x, *y, *z);
             }
         }

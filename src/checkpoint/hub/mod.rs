@@ -2,8 +2,9 @@
 //! engine needs, and nothing behind this module knows where it came from.
 //!
 //! Stands before the first station of the walk. One request says which commit a revision is and what each of its files
-//! must hash to; only what the cache lacks is asked for, the configuration before the weights. The cache and the
-//! environment variables are those of huggingface_hub, so that models are shared with it in both directions.
+//! must hash to; only what the cache lacks is asked for, the configuration before the weights. Of a model that is described
+//! and not run, headers take the place of weights. The cache and the environment variables are those of huggingface_hub, so
+//! that models are shared with it in both directions.
 //!
 //! The crate hf-hub is not used: version 0.5 gives its downloads no time limit, hides status and headers, appends to a
 //! partial file whatever comes and checks nothing of it; version 1.0 needs an async runtime and a C++ build.

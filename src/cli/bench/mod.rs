@@ -17,7 +17,7 @@ use crate::engine::event::Event;
 use crate::engine::plan::machine_sizes;
 use crate::engine::request::{Draft, Request, Sampling};
 use crate::engine::trio::Trio;
-use crate::engine::worker::{DEFAULT_PREFILL_ROWS, EngineOptions, Handle};
+use crate::engine::{DEFAULT_PREFILL_ROWS, EngineOptions, Handle};
 use crate::{Error, Result};
 use floor::Floor;
 use report::{Report, Row, Side};

@@ -1,6 +1,5 @@
 //! Lines from a person, who gets a mark, an editor and a history, or from a pipe, which gets none of them.
 
-use crate::cli::output::Style;
 use crate::text::tokenizer::MAX_TEXT_BYTES;
 use crate::{Error, Result};
 use rustyline::error::ReadlineError;
@@ -14,7 +13,7 @@ const MARK: &str = "> ";
 
 /// Where lines come from.
 pub(super) enum Input {
-    Person { editor: Box<Editor<(), MemHistory>>, styled_mark: String },
+    Person(Box<Editor<(), MemHistory>>),
     Pipe,
 }
 
@@ -36,18 +35,18 @@ impl Input {
         }
         let config = Config::builder().auto_add_history(true).build();
         let editor = Editor::with_history(config, MemHistory::new()).map_err(|error| failed(&error))?;
-        Ok(Input::Person { editor: Box::new(editor), styled_mark: Style::of_stdout().bold(MARK) })
+        Ok(Input::Person(Box::new(editor)))
     }
 
     /// Whether a person sits there.
     pub(super) fn is_person(&self) -> bool {
-        matches!(self, Input::Person { .. })
+        matches!(self, Input::Person(_))
     }
 
     /// Waits for the next line.
     pub(super) fn next(&mut self) -> Result<Said> {
         match self {
-            Input::Person { editor, styled_mark } => match editor.readline(&(MARK, styled_mark.as_str())) {
+            Input::Person(editor) => match editor.readline(MARK) {
                 Ok(line) => Ok(Said::Line(line)),
                 Err(ReadlineError::Eof) => Ok(Said::End),
                 Err(ReadlineError::Interrupted) => Ok(Said::Nothing),

@@ -16,7 +16,7 @@ use crate::backend::params::StepRecord;
 use crate::engine::event::{Completion, Event, FinishReason};
 use crate::engine::request::{Draft, Mode, Request, Sampling};
 use crate::engine::trio::Trio;
-use crate::engine::worker::{self, EngineOptions, EventStream, Handle};
+use crate::engine::{self, EngineOptions, EventStream, Handle};
 use crate::text::prompt::{PromptRequest, Roles, Turn};
 use crate::{Error, Result};
 use commands::{Command, HELP};
@@ -136,8 +136,8 @@ impl Chat {
         let (room, request) = self.request(message)?;
         let most = request.sampling.max_tokens as usize;
         let mut reply = String::new();
-        let done = self.print(&mut engine.generate(request)?, &mut reply);
-        match done {
+        self.record = None;
+        match print(&mut engine.generate(request)?, &mut reply) {
             Ok(completion) => {
                 if completion.finish_reason == FinishReason::Length {
                     let why = if most == room.left { room.full() } else { "--max-tokens".into() };
@@ -154,36 +154,18 @@ impl Chat {
         Ok(())
     }
 
-    /// Prints what comes, and keeps it in `reply`.
-    fn print(&self, events: &mut EventStream, reply: &mut String) -> Result<Completion> {
-        let (mut out, watch) = (Stdout::new(), Watch::new());
-        let done = loop {
-            let event = match watch.next(events) {
-                Ok(event) => event.ok_or_else(worker::lost)?,
-                Err(error) => break Err(error),
-            };
-            let (text, completion) = match event {
-                Event::Token { text, .. } => (text, None),
-                Event::Done { completion, .. } => (completion.text[reply.len()..].to_string(), Some(completion)),
-            };
-            out.text(&text)?;
-            reply.push_str(&text);
-            match completion.map(|completion| (completion.error.clone(), completion)) {
-                None => {}
-                Some((None, completion)) => break Ok(*completion),
-                Some((Some(error), _)) => break Err(error),
-            }
-        };
-        out.line("")?;
-        done
-    }
-
     /// The request that a message makes of the conversation, and the room that it leaves.
     fn request(&self, message: &str) -> Result<(Room, Request)> {
         let prompt = PromptRequest { text: message.into(), ..self.prompt.clone() };
         let prompts = prompt.encode(&self.trio.models().role_texts())?.ids;
         let mode = self.sampling.mode();
-        let room = Room::after(&prompts, mode, &self.trio, Some(self.max_model_len as u32))?;
+        let room = Room::after(&prompts, mode, &self.trio, Some(self.max_model_len as u32));
+        let room = room.map_err(|error| match error {
+            Error::Argument { param, message } if !self.prompt.turns.is_empty() => {
+                Error::argument(param, format!("{message}; /reset starts anew"))
+            }
+            other => other,
+        })?;
         let most = self.sampling.max_tokens.unwrap_or(Sampling::default().max_tokens);
         let draft = self.sampling.draft(&self.trio, prompts, most.min(room.left as u32))?;
         let record = (mode != Mode::ExpertOnly).then_some(0);
@@ -201,4 +183,26 @@ impl Chat {
             Mode::ExpertOnly => "the expert alone".into(),
         }
     }
+}
+
+/// Prints what comes, and keeps it in `reply`.
+fn print(events: &mut EventStream, reply: &mut String) -> Result<Completion> {
+    let (mut out, watch) = (Stdout::new(), Watch::new());
+    let done = loop {
+        let event = match watch.next(events) {
+            Ok(event) => event.ok_or_else(engine::lost)?,
+            Err(error) => break Err(error),
+        };
+        let (text, ended) = match event {
+            Event::Token { text, .. } => (text, None),
+            Event::Done { completion, .. } => (completion.text[reply.len()..].to_string(), Some(completion)),
+        };
+        out.text(&text)?;
+        reply.push_str(&text);
+        if let Some(mut completion) = ended {
+            break completion.error.take().map_or(Ok(*completion), Err);
+        }
+    };
+    out.line("")?;
+    done
 }

@@ -17,7 +17,7 @@ use crate::Result;
 use crate::engine::event::Completion;
 use crate::engine::request::Request;
 use crate::engine::trio::{Trio, TrioSources};
-use crate::engine::worker::Handle;
+use crate::engine::{Engine, Handle};
 use embedded::Question;
 use score::Score;
 use serde_json::{Value, json};
@@ -80,8 +80,8 @@ impl Asked {
         let (base, proxy) = (requests(&trio, 0.0, "expert")?, requests(&trio, args.alpha, "expert")?);
         let expert = requests(&expert_alone, 0.0, "all")?;
         Ok(Self {
-            engine: Handle::start(trio.clone(), args.device.engine_for(&[&base[..], &proxy].concat()))?,
-            expert_engine: Handle::start(expert_alone, args.device.engine_for(&expert))?,
+            engine: Engine::start(trio.clone(), args.device.engine_for(&[&base[..], &proxy].concat()))?,
+            expert_engine: Engine::start(expert_alone, args.device.engine_for(&expert))?,
             trio,
             base,
             expert,

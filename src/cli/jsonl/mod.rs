@@ -20,7 +20,7 @@ use super::result::{Asked, ErrorJson, ResultJson};
 use crate::backend::params::MAX_SLOTS;
 use crate::engine::event::Completion;
 use crate::engine::trio::Trio;
-use crate::engine::worker::{EngineOptions, EventStream, Handle};
+use crate::engine::{EngineOptions, EventStream, Handle};
 use crate::{Error, Result};
 use earlier::Earlier;
 use lines::{Input, Line, Parser};

@@ -43,11 +43,11 @@ impl Scheduler {
         room
     }
 
+    /// Pages that decoding requests need for their next rows.
     fn n_lacking(&self) -> usize {
-        let lacking = |running: &Running| -> usize {
-            (0..running.lanes.len()).map(|lane| running.n_lacking(lane, &self.sizes.page_tokens)).sum()
-        };
-        self.running.iter().filter(|running| running.decodes()).map(lacking).sum()
+        let growing = self.running.iter().filter(|running| running.grows());
+        let lanes = growing.flat_map(|running| (0..running.lanes.len()).map(move |lane| (running, lane)));
+        lanes.filter(|(running, lane)| running.lacks_page(*lane, &self.sizes.page_tokens)).count()
     }
 
     fn preempt(&mut self) {
@@ -65,19 +65,19 @@ impl Scheduler {
     pub(super) fn grow(&mut self, work: &mut Work) {
         let (store, page_tokens) = (&mut self.store, &self.sizes.page_tokens);
         self.running.for_each(|running| {
-            if !running.decodes() {
+            if !running.grows() {
                 return;
             }
             for lane in 0..running.lanes.len() {
-                let n_lacking = running.n_lacking(lane, page_tokens);
-                if n_lacking > 0 {
-                    let pages = store.take(&[n_lacking]).remove(0);
+                if running.lacks_page(lane, page_tokens) {
+                    let pages = store.take(&[1]).remove(0);
                     let held = &mut running.lanes[lane].pages;
                     let first = held.len();
                     held.extend(&pages);
                     work.grown.push(Growth { slot: running.slot, lane, first, pages });
                 }
             }
+            running.foresee_growth(page_tokens);
         });
     }
 
@@ -103,7 +103,7 @@ impl Scheduler {
     /// What every lane of a waiting request finds and needs.
     fn shares(&self, ticket: &Ticket) -> Vec<Share> {
         let leader = ticket.arrival.leader.and_then(|leader| self.running.get(leader));
-        let leader = leader.filter(|leader| leader.is_prefilled() && ticket.response.is_empty());
+        let leader = leader.filter(|leader| leader.is_prefilled && ticket.response.is_empty());
         (0..ticket.arrival.lanes.len()).map(|lane| self.share(ticket, lane, leader)).collect()
     }
 
@@ -115,7 +115,7 @@ impl Scheduler {
         let (shared, copied) = match leader {
             Some(leader) => {
                 let pages = &leader.lanes[lane].pages;
-                (pages[..n_full].to_vec(), (n_useful % page_tokens > 0).then(|| pages[n_full]))
+                (pages[..n_full].to_vec(), (!n_useful.is_multiple_of(page_tokens)).then(|| pages[n_full]))
             }
             None => (self.find(ticket, lane, n_full), None),
         };
@@ -165,7 +165,8 @@ impl Scheduler {
         }
         let pages = lanes.iter().map(|lane| lane.pages.clone()).collect();
         work.admitted.push(Admission { id, slot, pages, n_drawn: ticket.response.len(), n_cached });
-        self.running.insert(Running { n_submitted: ticket.response.len(), ticket, slot, lanes });
+        let n_submitted = ticket.response.len();
+        self.running.insert(Running { ticket, slot, lanes, n_submitted, is_prefilled: false, n_until_growth: 0 });
     }
 
     fn page_tokens(&self, ticket: &Ticket, lane: usize) -> usize {

@@ -25,12 +25,14 @@ impl Scheduler {
         let limit = |seat: Seat| n_decode[seat.stack][seat.member] + sizes.prefill_rows[seat.stack];
         let (store, queue) = (&mut self.store, &mut self.queue);
         self.running.for_each(|running| {
-            if !running.is_prefilled() {
-                running.prefill(work, limit);
-                running.register(store, &sizes.page_tokens);
-                if running.is_prefilled() {
-                    queue.unpark(running.id());
-                }
+            if running.is_prefilled {
+                return;
+            }
+            running.prefill(work, limit);
+            running.register(store, &sizes.page_tokens);
+            if running.is_prefilled {
+                running.foresee_growth(&sizes.page_tokens);
+                queue.unpark(running.id());
             }
         });
     }
@@ -43,6 +45,7 @@ impl Running {
             let row = Row { slot, lane: index as u32, token: FROM_SLOT, position: FROM_SLOT };
             work.batch.push(lane.seat, row);
         }
+        self.n_until_growth -= 1;
         self.draw(work);
     }
 
@@ -59,7 +62,8 @@ impl Running {
             }
             lane.n_prefilled += take;
         }
-        if self.is_prefilled() {
+        self.is_prefilled = self.lanes.iter().all(|lane| lane.n_left() == 0);
+        if self.is_prefilled {
             self.draw(work);
         }
     }

@@ -213,11 +213,14 @@ impl Scheduler {
             return Err(Refusal::QueueFull);
         }
         let computes = |leader: &RequestId| match self.running.get(*leader) {
-            Some(running) => !running.is_prefilled(),
+            Some(running) => !running.is_prefilled,
             None => self.queue.ticket(*leader).is_some(),
         };
-        let leader = ticket.arrival.leader.filter(computes);
-        self.queue.arrive(ticket, leader);
+        if ticket.arrival.leader.as_ref().is_some_and(computes) {
+            self.queue.park(ticket);
+        } else {
+            self.queue.arrive(ticket);
+        }
         Ok(())
     }
 

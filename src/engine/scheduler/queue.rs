@@ -22,12 +22,13 @@ struct Tenant {
 }
 
 impl Tenant {
+    /// Who waits for its own leader only could not be served, and earns nothing meanwhile.
     fn is_backlogged(&self) -> bool {
-        !self.ready.is_empty() || self.n_parked > 0
+        !self.ready.is_empty()
     }
 
     fn is_idle(&self) -> bool {
-        !self.is_backlogged() && self.n_running == 0
+        !self.is_backlogged() && self.n_parked == 0 && self.n_running == 0
     }
 
     fn true_key(&self) -> Option<(u64, RequestId)> {
@@ -67,18 +68,22 @@ impl Queue {
         self.tickets.get(&id)
     }
 
-    /// A new request; `leader` is known and its prompt is not computed yet.
-    pub(super) fn arrive(&mut self, ticket: Ticket, leader: Option<RequestId>) {
+    /// A new request.
+    pub(super) fn arrive(&mut self, ticket: Ticket) {
         let (id, tenant) = (ticket.arrival.id, ticket.arrival.tenant);
         self.lift(tenant);
         self.tickets.insert(id, ticket);
-        match leader {
-            Some(leader) => {
-                self.parked.entry(leader).or_default().push(id);
-                self.tenant(tenant).n_parked += 1;
-            }
-            None => self.make_ready(tenant, id),
-        }
+        self.make_ready(tenant, id);
+    }
+
+    /// A new request whose leader is known and has its prompt still to compute.
+    pub(super) fn park(&mut self, ticket: Ticket) {
+        let (id, tenant) = (ticket.arrival.id, ticket.arrival.tenant);
+        self.lift(tenant);
+        let leader = ticket.arrival.leader.expect("a parked request has a leader");
+        self.parked.entry(leader).or_default().push(id);
+        self.tickets.insert(id, ticket);
+        self.tenant(tenant).n_parked += 1;
     }
 
     /// A request that ran and has to run again. Numbers are ages, so it stands before what came after it.
@@ -94,6 +99,7 @@ impl Queue {
         for id in self.parked.remove(&leader).unwrap_or_default() {
             let tenant = self.tickets[&id].arrival.tenant;
             self.tenant(tenant).n_parked -= 1;
+            self.lift(tenant);
             self.make_ready(tenant, id);
         }
     }
@@ -215,5 +221,125 @@ impl Queue {
         if let Some((counter, front)) = key {
             self.order.insert((counter, front, id));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Arrival, LaneSpec};
+    use super::*;
+    use crate::engine::batch::Seat;
+
+    fn ticket(id: u64, tenant: u64) -> Ticket {
+        let arrival = Arrival {
+            id: RequestId(id),
+            tenant: TenantId(tenant),
+            lanes: vec![LaneSpec { seat: Seat { stack: 0, member: 0 }, prompt: [1].into() }],
+            lane_of_role: [0; 3],
+            max_tokens: 1,
+            needs_host: false,
+            leader: None,
+        };
+        Ticket { arrival, response: Vec::new(), n_preempted: 0 }
+    }
+
+    fn arrive(queue: &mut Queue, id: u64, tenant: u64) {
+        queue.arrive(ticket(id, tenant));
+    }
+
+    /// Admits who is next and charges its tenant.
+    fn serve(queue: &mut Queue, n_rows: usize) -> u64 {
+        let id = queue.next().expect("somebody waits");
+        let tenant = queue.admit(id).arrival.tenant;
+        queue.charge(tenant, n_rows);
+        id.0
+    }
+
+    #[test]
+    fn the_least_served_is_next_and_of_equals_the_older() {
+        let mut queue = Queue::default();
+        for (id, tenant) in [(1, 9), (2, 9), (3, 9), (4, 5), (5, 5), (6, 7)] {
+            arrive(&mut queue, id, tenant);
+        }
+        // 9 is charged 10 at a time, 5 twenty, 7 one.
+        let order: Vec<u64> = [10, 20, 1, 10, 10, 20].map(|n_rows| serve(&mut queue, n_rows)).to_vec();
+        assert_eq!(order, [1, 4, 6, 2, 3, 5]);
+        assert_eq!((queue.next(), queue.len()), (None, 0));
+    }
+
+    #[test]
+    fn what_comes_back_is_first_of_its_tenant_and_keeps_its_counter() {
+        let mut queue = Queue::default();
+        for (id, tenant) in [(1, 1), (2, 1), (4, 2), (5, 2), (6, 2)] {
+            arrive(&mut queue, id, tenant);
+        }
+        let admit = |queue: &mut Queue| queue.next().map(|id| queue.admit(id)).expect("somebody waits");
+        let first = admit(&mut queue);
+        queue.charge(TenantId(1), 1);
+        assert_eq!(serve(&mut queue, 50), 4);
+        let second = admit(&mut queue);
+        assert_eq!(serve(&mut queue, 50), 5);
+        queue.come_back(second);
+        queue.come_back(first);
+        // 1 against 100, then 61 against 100.
+        assert_eq!([60, 0, 0].map(|n_rows| serve(&mut queue, n_rows)), [1, 2, 6]);
+    }
+
+    #[test]
+    fn being_away_earns_nothing_and_clears_no_debt() {
+        let mut queue = Queue::default();
+        (1..=9).for_each(|id| arrive(&mut queue, id, 1));
+        arrive(&mut queue, 10, 2);
+        assert_eq!([serve(&mut queue, 100), serve(&mut queue, 500), serve(&mut queue, 100)], [1, 10, 2]);
+        queue.end(TenantId(2));
+        // 1 stands at 200, 2 at 500; a new one starts at 200, after 1's older request.
+        arrive(&mut queue, 11, 2);
+        arrive(&mut queue, 12, 3);
+        arrive(&mut queue, 13, 3);
+        assert_eq!([1; 6].map(|_| serve(&mut queue, 100)), [3, 12, 4, 13, 5, 6]);
+        // The counters stand at 600, 500 and 400, and 1 and 2 have requests left.
+        assert_eq!([1; 3].map(|_| serve(&mut queue, 100)), [11, 7, 8]);
+    }
+
+    #[test]
+    fn cancelled_requests_are_nowhere() {
+        let mut queue = Queue::default();
+        (1..=4).for_each(|id| arrive(&mut queue, id, id % 2));
+        let mut follower = ticket(5, 1);
+        follower.arrival.leader = Some(RequestId(1));
+        queue.park(follower);
+        for id in [1, 4, 5] {
+            assert!(queue.cancel(RequestId(id)).is_some() && queue.cancel(RequestId(id)).is_none());
+        }
+        queue.unpark(RequestId(1));
+        assert_eq!([serve(&mut queue, 1), serve(&mut queue, 1)], [2, 3]);
+        assert_eq!((queue.next(), queue.len(), queue.order.len(), queue.parked.len()), (None, 0, 0, 0));
+    }
+
+    #[test]
+    fn tenants_are_forgotten_once_they_owe_nothing() {
+        // One after the other: each starts where the one before stands, so nobody owes more than one request.
+        let mut queue = Queue::default();
+        for id in 0..1000 {
+            arrive(&mut queue, id, id);
+            serve(&mut queue, 10);
+            queue.end(TenantId(id));
+            assert!(queue.tenants.len() <= 2 && queue.idle.len() <= 2, "{}", queue.tenants.len());
+        }
+        // While others wait, who went owes something: so many are remembered.
+        let mut queue = Queue::default();
+        let n_tenants = MAX_IDLE_TENANTS as u64 + 100;
+        (0..n_tenants).for_each(|id| arrive(&mut queue, id, id));
+        for id in 0..n_tenants - 1 {
+            assert_eq!(serve(&mut queue, 10 + id as usize), id);
+            queue.end(TenantId(id));
+        }
+        arrive(&mut queue, n_tenants, n_tenants);
+        assert_eq!(queue.idle.len(), MAX_IDLE_TENANTS);
+        // Who owes most is remembered.
+        arrive(&mut queue, n_tenants + 1, n_tenants - 2);
+        arrive(&mut queue, n_tenants + 2, 0);
+        let order = [1; 4].map(|_| serve(&mut queue, 0));
+        assert_eq!(order, [n_tenants - 1, n_tenants, n_tenants + 2, n_tenants + 1]);
     }
 }

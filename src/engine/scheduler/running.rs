@@ -75,6 +75,10 @@ pub(super) struct Running {
     pub(super) lanes: Vec<Lane>,
     /// Draws submitted, those of earlier runs included.
     pub(super) n_submitted: usize,
+    /// Every lane's prompt was given to a step.
+    pub(super) is_prefilled: bool,
+    /// Draws of a decoding request until a lane needs a page: what a step asks of most requests is this number alone.
+    pub(super) n_until_growth: usize,
 }
 
 impl Running {
@@ -82,14 +86,14 @@ impl Running {
         self.ticket.arrival.id
     }
 
-    /// Every lane's prompt was given to a step.
-    pub(super) fn is_prefilled(&self) -> bool {
-        self.lanes.iter().all(|lane| lane.n_left() == 0)
-    }
-
     /// The next step draws for it.
     pub(super) fn decodes(&self) -> bool {
-        self.is_prefilled() && self.n_submitted < self.ticket.arrival.max_tokens
+        self.is_prefilled && self.n_submitted < self.ticket.arrival.max_tokens
+    }
+
+    /// The next draw needs a page first.
+    pub(super) fn grows(&self) -> bool {
+        self.n_until_growth == 0 && self.decodes()
     }
 
     /// The host has to read a draw before the next can be made.
@@ -97,21 +101,28 @@ impl Running {
         self.ticket.arrival.needs_host && self.n_submitted > self.ticket.response.len()
     }
 
-    /// Position of the row that the next draw of a decoding request comes from.
-    pub(super) fn next_position(&self, lane: usize) -> usize {
-        self.ticket.arrival.lanes[lane].prompt.len() + self.n_submitted - 1
+    /// Whether a lane of a decoding request has no page for its next row. Then it lacks one: positions go up by one.
+    pub(super) fn lacks_page(&self, lane: usize, page_tokens: &[usize]) -> bool {
+        self.n_ahead(lane, page_tokens) == 0
     }
 
-    /// Pages that a lane lacks for its next row.
-    pub(super) fn n_lacking(&self, lane: usize, page_tokens: &[usize]) -> usize {
-        let page_tokens = page_tokens[self.ticket.arrival.lanes[lane].seat.stack];
-        (self.next_position(lane) / page_tokens + 1).saturating_sub(self.lanes[lane].pages.len())
+    /// Counts anew when the next page is needed.
+    pub(super) fn foresee_growth(&mut self, page_tokens: &[usize]) {
+        let lanes = 0..self.lanes.len();
+        self.n_until_growth = lanes.map(|lane| self.n_ahead(lane, page_tokens)).min().expect("a request has lanes");
+    }
+
+    /// Positions from a decoding lane's next row to the end of its pages.
+    fn n_ahead(&self, lane: usize, page_tokens: &[usize]) -> usize {
+        let spec = &self.ticket.arrival.lanes[lane];
+        let next = spec.prompt.len() + self.n_submitted - 1;
+        self.lanes[lane].pages.len() * page_tokens[spec.seat.stack] - next
     }
 
     /// Makes the full pages known whose tokens are read and whose rows surely ran. A row that embeds a drawn id runs only
     /// if the sequence did not end with that id: the next draw tells.
     pub(super) fn register(&mut self, store: &mut Store, page_tokens: &[usize]) {
-        let is_prefilled = self.is_prefilled();
+        let is_prefilled = self.is_prefilled;
         for (index, lane) in self.lanes.iter_mut().enumerate() {
             let page_tokens = page_tokens[self.ticket.arrival.lanes[index].seat.stack];
             let n_sure = lane.n_prefilled.max(if is_prefilled { self.ticket.n_known(index) - 1 } else { 0 });

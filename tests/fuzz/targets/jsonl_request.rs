@@ -26,8 +26,7 @@ pub fn run(data: &[u8]) {
     match request_of_line(data, &TRIO) {
         Ok(request) => {
             assert!(request.prompts.iter().flatten().all(|&id| (id as usize) < model::N_VOCAB));
-            let room = 128 - request.prompts.iter().map(Vec::len).max().expect("three prompts");
-            assert!(request.sampling.max_tokens as usize <= room);
+            assert!(request.n_tokens() <= 128, "{} tokens", request.n_tokens());
             Request::new(request.into_draft(), &TRIO.limits()).expect("it was checked");
         }
         // 4 where a response prefix does not fit the prompts.

@@ -6,7 +6,7 @@
 //! 116 G/s as a loop over registers alone makes them. So a bf16 weight must be widened in one instruction (pairs), be
 //! used for as many rows as there are registers, and be on its way from memory before it is needed (`Ahead`).
 
-use super::{Isa, Lanes, Weight};
+use super::{Isa, LINE, Lanes, Weight};
 
 /// Outputs whose weights stand interleaved, and whose sums are made together.
 pub(in super::super) const GROUP: usize = 32;
@@ -14,8 +14,6 @@ pub(in super::super) const GROUP: usize = 32;
 pub(super) const HALF: usize = GROUP / 2;
 /// Most rows of a tile on any instruction set.
 pub(in super::super) const MAX_TILE_ROWS: usize = 12;
-/// Bytes of a cache line.
-const LINE: usize = 64;
 /// How far a single tile fetches ahead: what it goes through while memory answers.
 const DISTANCE: usize = 96 * LINE;
 
