@@ -93,7 +93,7 @@ fn requests(trio: &Trio, batch: usize, alpha: f32, max_tokens: u32, n_prompt: us
 
 /// Milliseconds of each completion's prompt and prediction.
 fn completions(engine: &Handle, requests: Vec<Request>) -> impl Iterator<Item = (f64, f64)> {
-    engine.submit(requests).expect("valid requests").filter_map(|event| match event {
+    engine.submit(requests).expect("valid requests").into_iter().filter_map(|event| match event {
         Event::Done { completion, .. } => Some((completion.timings.prompt_ms, completion.timings.predicted_ms)),
         Event::Token { .. } => None,
     })

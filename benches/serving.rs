@@ -61,7 +61,7 @@ fn tokens_per_second(trio: &Arc<Trio>, engine: &Handle, concurrent: usize) -> f6
             scope.spawn(|| {
                 for _ in 0..ROUNDS {
                     let request = request(trio, PROMPT, TOKENS, next.fetch_add(1, Ordering::Relaxed));
-                    engine.generate(request).expect("room in the queue").for_each(drop);
+                    engine.generate(request).expect("room in the queue").into_iter().for_each(drop);
                 }
             });
         }
@@ -88,7 +88,7 @@ fn long_prompt(trio: &Arc<Trio>, backend: BackendChoice) {
             std::thread::sleep(Duration::from_millis(500));
             let begin = Instant::now();
             if beside {
-                engine.generate(request(trio, n_prompt, 1, BESIDE)).expect("room").for_each(drop);
+                engine.generate(request(trio, n_prompt, 1, BESIDE)).expect("room").into_iter().for_each(drop);
             } else {
                 std::thread::sleep(Duration::from_secs(5));
             }
@@ -105,7 +105,7 @@ fn long_prompt(trio: &Arc<Trio>, backend: BackendChoice) {
 }
 
 /// Milliseconds between the tokens of a stream, until told to stop; dropping the stream cancels the rest.
-fn gaps(events: impl Iterator<Item = Event>, stop: &AtomicUsize) -> Vec<f64> {
+fn gaps(events: impl IntoIterator<Item = Event>, stop: &AtomicUsize) -> Vec<f64> {
     let (mut last, mut gaps): (Option<Instant>, Vec<f64>) = (None, Vec::new());
     for event in events {
         if stop.load(Ordering::Relaxed) == 1 {

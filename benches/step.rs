@@ -25,6 +25,7 @@ const TOKENS: u32 = 100;
 #[derive(Clone, Copy)]
 enum Part {
     Upload,
+    CopyPages,
     Embed,
     Matrix,
     RopeAppend,
@@ -36,8 +37,9 @@ enum Part {
     Collect,
 }
 
-const PARTS: [&str; 10] = [
+const PARTS: [&str; 11] = [
     "upload",
+    "copy_pages",
     "embed",
     "matrix ops",
     "rope_append",
@@ -123,10 +125,10 @@ impl<B: Backend> Backend for Timed<B> {
         self.time(Part::Collect, |inner| inner.collect(receipt))
     }
 
-    /// Steps of one request copy no page.
     fn copy_pages(&self, pass: &mut B::Pass, op: CopyPages<'_, Self>) {
         let CopyPages { plane, copies, n_copies, params } = op;
-        self.inner.copy_pages(pass, CopyPages { plane, copies, n_copies, params });
+        let op = CopyPages { plane, copies, n_copies, params };
+        self.time(Part::CopyPages, |inner| inner.copy_pages(pass, op));
     }
 
     fn embed(&self, pass: &mut B::Pass, op: Embed<'_, Self>) {
@@ -222,7 +224,7 @@ fn table<B: Backend>(
     let noted = steps.clone();
     let open = move || Ok(Timed { inner: open()?, steps: noted });
     let engine = Engine::start_on(trio.clone(), EngineOptions::sized_for(&requests), open)?;
-    engine.submit(requests)?.for_each(drop);
+    engine.submit(requests)?.into_iter().for_each(drop);
     let device = engine.device().to_owned();
     drop(engine);
 

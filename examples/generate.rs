@@ -25,7 +25,12 @@ fn main() -> proxytune::Result<()> {
     for event in engine.generate(request)? {
         match event {
             Event::Token { text, .. } => print!("{text}"),
-            Event::Done { completion, .. } => println!("\n[{}]", completion.finish_reason.name()),
+            Event::Done { completion, .. } => {
+                println!("\n[{}]", completion.finish_reason.name());
+                if let Some(error) = completion.error {
+                    return Err(error);
+                }
+            }
         }
         std::io::stdout().flush().expect("standard output is open");
     }

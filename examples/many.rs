@@ -31,6 +31,7 @@ fn main() -> proxytune::Result<()> {
         std::thread::spawn(move || {
             engine
                 .generate(request)?
+                .into_iter()
                 .find_map(|event| match event {
                     Event::Done { completion, .. } => Some(completion.error.map_or(Ok(completion.text), Err)),
                     Event::Token { .. } => None,

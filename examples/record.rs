@@ -17,7 +17,7 @@ fn main() -> proxytune::Result<()> {
     let request = Request::new(draft, &trio.limits())?;
     let engine = Engine::start(trio.clone(), EngineOptions::sized_for(std::slice::from_ref(&request)))?;
 
-    let done = engine.generate(request)?.find_map(|event| match event {
+    let done = engine.generate(request)?.into_iter().find_map(|event| match event {
         Event::Done { completion, .. } => Some(completion),
         Event::Token { .. } => None,
     });

@@ -183,7 +183,8 @@ fn sums(highest: vec4<f32>, chosen: u32) -> Sums {
             vec4(exp_nonpositive(t.x), exp_nonpositive(t.y), exp_nonpositive(t.z), exp_nonpositive(t.w));
         let e = select(powers, vec4(0.0), is_out);
         own.e += e;
-        own.e_t += e * t;
+        // 0 * inf = 0, as the twin has it.
+        own.e_t += select(e * t, vec4(0.0), e == vec4(0.0));
         if e[COMBINED] > 0.0 {
             if is_out[BASE] {
                 own.n_infinite.x += 1u;

@@ -121,7 +121,7 @@ fn ranges_of_counts_lists_and_texts() {
         change(&mut draft);
         Request::new(draft, &limits).unwrap_or_else(|error| panic!("{label}: {error}"));
     }
-    let outside: [(&str, &str, Change); 36] = [
+    let outside: [(&str, &str, Change); 39] = [
         ("top_k", "-2 is not -1, 0 (both off) or positive", |d| d.sampling.top_k = -2),
         ("top_k", "-9223372036854775808 is not", |d| d.sampling.top_k = i64::MIN),
         ("max_tokens", "0 is not at least 1", |d| d.sampling.max_tokens = 0),
@@ -140,6 +140,9 @@ fn ranges_of_counts_lists_and_texts() {
         ("stop", "1025 bytes; at most 1024", |d| d.stop = vec!["x".repeat(1_025)]),
         ("stop", "an empty string would stop at once", |d| d.stop = vec!["x".into(), String::new()]),
         ("bad_words", "a word of no token", |d| d.bad_words = vec![vec![1], vec![]]),
+        ("bad_words", "1025 words; at most 1024", |d| d.bad_words = vec![vec![1]; 1025]),
+        ("bad_words", "65 tokens in a word; at most 64", |d| d.bad_words = vec![vec![1; 65]]),
+        ("bad_words_first", "1025 words; at most 1024", |d| d.bad_first_ids = vec![1; 1025]),
         ("bad_words", "id 263 is outside", |d| d.bad_words = vec![vec![1], vec![2, 263]]),
         ("bad_words_first", "id 263 is outside", |d| d.bad_first_ids = vec![263]),
         ("record", "21 top entries; at most 20", |d| d.record = Some(MAX_RECORD_TOP + 1)),
@@ -214,6 +217,7 @@ fn refused_by_engine(options: EngineOptions, draft: Draft) -> Error {
     let submit = |draft| engine.submit(checked(&trio.limits(), vec![draft]));
     let ids = |events: EventStream| {
         events
+            .into_iter()
             .filter_map(|event| match event {
                 Event::Done { completion, .. } => Some(completion.token_ids),
                 Event::Token { .. } => None,
@@ -222,7 +226,7 @@ fn refused_by_engine(options: EngineOptions, draft: Draft) -> Error {
     };
     let alone = ids(submit(good()).expect("it runs"));
     let running = submit(good()).expect("it runs");
-    let refused = submit(draft).err().expect("it is refused at once");
+    let refused = submit(draft).expect_err("it is refused at once");
     assert_eq!(ids(running), alone, "the other request is served as if alone");
     refused
 }
@@ -256,9 +260,8 @@ fn requests_that_were_checked_against_another_trio() {
     let options = EngineOptions { max_model_len: 16, ..options(&[good()]) };
     let engine = Engine::start(short.clone(), options).expect("the engine starts");
     let foreign = checked(&open([&long, &long, &long]).limits(), vec![draft.clone()]);
-    let said = engine.submit(foreign).map(|mut events| events.next());
-    let Ok(Some(Event::Done { completion, .. })) = said else { panic!("the engine answers") };
-    is_argument(&completion.error.expect("refused"), "max_tokens", "make 102 tokens, the limit is 16");
+    let error = engine.submit(foreign).expect_err("refused at once");
+    is_argument(&error, "max_tokens", "make 102 tokens, the limit is 16");
     is_argument(&Request::new(draft, &short.limits()).expect_err("too long"), "max_tokens", "the limit is 16");
 }
 
@@ -283,7 +286,8 @@ fn a_role_s_own_limit_counts() {
 fn options_out_of_range() {
     let trio = trio_of_one();
     type Change = fn(&mut EngineOptions);
-    let table: [(&str, &str, Change); 10] = [
+    let table: [(&str, &str, Change); 11] = [
+        ("max_waiting", "0 is not in", |o| o.max_waiting = 0),
         ("n_slots", "0 is not in [1, 64]", |o| o.n_slots = 0),
         ("n_slots", "65 is not in [1, 64]", |o| o.n_slots = MAX_SLOTS + 1),
         ("max_model_len", "0 is not in [1, 128]", |o| o.max_model_len = 0),
@@ -299,12 +303,12 @@ fn options_out_of_range() {
     for (field, part, change) in table {
         let mut options = options(&[good()]);
         change(&mut options);
-        is_argument(&Engine::start(trio.clone(), options).err().expect(part), field, part);
+        is_argument(&Engine::start(trio.clone(), options).expect_err(part), field, part);
     }
     // A cache that the longest text does not fit into, and one that no machine has the memory for.
     for kv_cache_bytes in [0, 1_000, u64::MAX / 4] {
         let options = EngineOptions { kv_cache_bytes: Some(kv_cache_bytes), ..options(&[good()]) };
-        let error = Engine::start(trio.clone(), options).err().expect("it does not fit");
+        let error = Engine::start(trio.clone(), options).expect_err("it does not fit");
         assert!(error.exit_code() == 5 && error.to_string().contains("kv_cache_memory_bytes"), "{error}");
     }
     // No prompt rows asked for: one at a time all the same.
@@ -317,7 +321,7 @@ fn devices_that_are_not_there() {
     let trio = trio_of_one();
     let start = |backend, device| {
         let options = EngineOptions { backend, device, ..options(&[good()]) };
-        let error = Engine::start(trio.clone(), options).err().expect("no such device");
+        let error = Engine::start(trio.clone(), options).expect_err("no such device");
         assert_eq!((error.exit_code(), error.kind()), (5, "device_error"), "{error:?}");
         error.to_string()
     };

@@ -136,9 +136,7 @@ fn a_time_limit_ends_the_wait() {
     let run = || {
         let (sender, mut receiver) = channel::<u32>();
         assert_eq!(receiver.next_timeout(Duration::ZERO), Err(RecvTimeoutError::Timeout));
-        assert!(!receiver.has_ended());
         drop(sender);
-        assert!(receiver.has_ended());
         assert_eq!(receiver.next_timeout(Duration::ZERO), Err(RecvTimeoutError::Disconnected));
     };
     check_random(run, 1);

@@ -4,6 +4,7 @@
 //! With debug assertions the pool starts full of NaN, so each of these tests also runs on a poisoned pool.
 
 use proxytune::backend::Dtype;
+use proxytune::backend::params::MAX_RECORD_TOP;
 use proxytune::checkpoint::Source;
 use proxytune::engine::event::{Completion, Event, FinishReason};
 use proxytune::engine::request::{Draft, Mode, Request, Sampling};
@@ -94,7 +95,9 @@ fn alpha_zero_is_the_base_alone() {
 /// Beside combined requests, and with penalties, which count the prompt of the model that runs.
 #[test]
 fn a_mode_runs_one_model_as_if_it_were_the_only_one() {
-    for (name, backend) in TRIOS.iter().flat_map(|name| BACKENDS.map(|backend| (name, backend))) {
+    // An engine on a software driver takes seconds to start: one trio there, whose pair is one launch.
+    let on_cpu = TRIOS.map(|name| (name, BackendChoice::Cpu));
+    for (name, backend) in on_cpu.into_iter().chain([("llama", BackendChoice::Wgpu)]) {
         for (mode, role, prompt) in [(Mode::BaseOnly, "base", 0), (Mode::ExpertOnly, "expert", 1)] {
             let alone = open(name, [Some(role), None, None]);
             let drafts: Vec<Draft> = (0..3)
@@ -280,16 +283,33 @@ fn dropping_the_stream_cancels_and_touches_nobody_else() {
         let both = EngineOptions { n_slots: 2, ..options(backend, &[long.clone(), other.clone()]) };
         let engine = Engine::start(trio.clone(), both).expect("the engine starts");
         let submit = |draft| engine.submit(checked(&trio, vec![draft])?);
-        let mut dropped = submit(long).expect("a valid request");
+        let mut dropped = submit(long).expect("a valid request").into_iter();
         let kept = submit(other).expect("a valid request");
         dropped.next();
         drop(dropped);
-        let done = kept.filter_map(|event| match event {
+        let done = kept.into_iter().filter_map(|event| match event {
             Event::Done { completion, .. } => Some(completion.token_ids),
             Event::Token { .. } => None,
         });
         assert_eq!(done.collect::<Vec<_>>(), [alone]);
     }
+}
+
+#[test]
+fn an_engine_for_a_server_takes_whatever_its_models_can() {
+    let trio = whole("llama");
+    let options = EngineOptions { backend: BackendChoice::Cpu, max_waiting: 3, ..EngineOptions::serving(&trio) };
+    let engine = Engine::start(trio.clone(), options).expect("the engine starts");
+    let mut asked = request(1, 1.0);
+    asked.sampling.repetition_penalty = 1.5;
+    asked.record = Some(MAX_RECORD_TOP);
+    asked.sampling.max_tokens = engine.limits().positions.into_iter().min().expect("three roles") as u32
+        - asked.prompts.iter().map(Vec::len).max().expect("three prompts") as u32;
+    assert!(Request::new(asked.clone(), engine.limits()).is_ok());
+    // More samples than may wait would never come in.
+    asked.n = 4;
+    let refused = Request::new(asked, engine.limits()).expect_err("three may wait");
+    assert!(refused.to_string().contains("4 is not in [1, 3]"), "{refused}");
 }
 
 #[test]
@@ -303,6 +323,6 @@ fn what_cannot_run_is_refused_with_numbers() {
     let submit = |draft| engine.submit(checked(&trio, vec![draft]).expect("the models have the positions"));
     let refused = submit(long).err();
     assert!(matches!(&refused, Some(Error::Argument { param, .. }) if param == "max_tokens"), "{refused:?}");
-    let served = submit(fine).expect("others are served on").count();
+    let served = submit(fine).expect("others are served on").into_iter().count();
     assert_eq!(served, 21, "20 tokens and an end");
 }

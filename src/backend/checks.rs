@@ -75,3 +75,15 @@ impl<B: Backend> NormGateUp<'_, B> {
         check_shape(w_up, [self.params.n_out, self.params.n_in]);
     }
 }
+
+/// Copies of pages, of which there are `n_pages`. Devices copy in any order: no page may be written that another copy
+/// writes or reads.
+pub(crate) fn check_copies(copies: &[PageCopy], n_pages: usize) {
+    let mut written: Vec<u32> = copies.iter().map(|copy| copy.to).collect();
+    written.sort_unstable();
+    assert!(written.windows(2).all(|pair| pair[0] < pair[1]), "two copies to one page: {copies:?}");
+    for &PageCopy { from, to } in copies {
+        assert!(written.binary_search(&from).is_err(), "a page is copied from and to: {copies:?}");
+        assert!(from.max(to) < n_pages as u32, "a copy of {from} to {to}: there are {n_pages} pages");
+    }
+}

@@ -15,7 +15,7 @@
 //! the `extents` buffer (`[MAX_MEMBERS]` of [`params::Extent`]). An op's `n_rows` is the largest of them: a bound for
 //! the grid, never a count.
 
-mod checks;
+pub(crate) mod checks;
 pub mod cpu;
 pub mod math;
 pub mod params;

@@ -50,8 +50,8 @@ pub struct Header {
     pub file: String,
     /// Length of the whole file.
     pub n_bytes: u64,
-    /// The file from its beginning at least to the end of its header.
-    pub start: Vec<u8>,
+    /// The file from its beginning at least to the end of its header; shared with what is opened.
+    pub start: Arc<[u8]>,
 }
 
 /// What makes two sources the same model: the canonical directory, the address of the table in memory, shape and seed.
@@ -118,6 +118,8 @@ impl Source {
             }
         };
         names.sort();
+        // What a directory has the wrong bytes of is described too.
+        names.dedup();
         Ok(names)
     }
 
@@ -201,7 +203,7 @@ impl Source {
 impl Header {
     /// As the whole file, of which what comes later cannot be read.
     fn blob(&self, path: PathBuf) -> Blob {
-        Blob { path, n_bytes: self.n_bytes, bytes: Bytes::Memory(self.start.clone().into()) }
+        Blob { path, n_bytes: self.n_bytes, bytes: Bytes::Start(self.start.clone()) }
     }
 }
 
@@ -278,6 +280,7 @@ pub struct Blob {
 enum Bytes {
     File { file: File, modified: Option<SystemTime> },
     Memory(FileBytes),
+    Start(Arc<[u8]>),
     Made(MadeWeights),
 }
 
@@ -297,12 +300,14 @@ impl Blob {
     /// As [`Blob::read`], into `bytes`.
     pub fn read_into(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
         let ends_early = || Error::file_at(&self.path, offset, "the file ends early");
+        let mut copy_of = |all: &[u8]| {
+            let from = usize::try_from(offset).ok().and_then(|start| all.get(start..)?.get(..bytes.len()));
+            bytes.copy_from_slice(from.ok_or_else(ends_early)?);
+            Ok(())
+        };
         match &self.bytes {
-            Bytes::Memory(all) => {
-                let from = usize::try_from(offset).ok().and_then(|start| all.get(start..)?.get(..bytes.len()));
-                bytes.copy_from_slice(from.ok_or_else(ends_early)?);
-                Ok(())
-            }
+            Bytes::Memory(all) => copy_of(all),
+            Bytes::Start(all) => copy_of(all),
             Bytes::File { file, .. } => read_exact_at(file, bytes, offset).map_err(|e| match e.kind() {
                 io::ErrorKind::UnexpectedEof => ends_early(),
                 _ => Error::file_at(&self.path, offset, e),
@@ -343,4 +348,21 @@ fn read_exact_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> io::Resu
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Header, Source};
+
+    #[test]
+    fn each_name_stands_once() {
+        let directory = tempfile::tempdir().expect("a directory");
+        for name in ["b.safetensors", "a.json"] {
+            std::fs::write(directory.path().join(name), "cut short").expect("written");
+        }
+        let header = |file: &str| Header { file: file.into(), n_bytes: 10, start: [0; 10].into() };
+        let headers = [header("c.safetensors"), header("b.safetensors")].into();
+        let source = Source::Described { directory: directory.path().into(), headers };
+        assert_eq!(source.names().expect("readable"), ["a.json", "b.safetensors", "c.safetensors"]);
+    }
 }

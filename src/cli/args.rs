@@ -118,8 +118,8 @@ pub(super) struct DeviceArgs {
     /// Type of cached keys and values; auto: each checkpoint's own
     #[arg(long, value_name = "TYPE", value_enum, default_value_t)]
     pub kv_cache_dtype: KvDtype,
-    /// Share of the free memory that may be used; no effect through wgpu, which does not tell what is free [default:
-    /// 0.95]
+    /// Share of the memory that is free (for vLLM it is of all memory) that may be used; the CPU backend alone obeys it:
+    /// wgpu does not tell what is free [default: 0.95]
     #[arg(long, value_name = "F", allow_hyphen_values = true)]
     pub gpu_memory_utilization: Option<f32>,
     /// Size of the KV cache, as 2000000000, 2g (10^9) or 2G (2^30) [default: what the texts need, as far as there is
@@ -132,7 +132,7 @@ pub(super) struct DeviceArgs {
 #[derive(Args, Default)]
 #[command(next_help_heading = "Device")]
 pub(super) struct StepArgs {
-    /// Texts at a time; others wait [default: 64, or what there is memory for]
+    /// Texts at a time; others wait [default: as many as there are, at most 64 and what there is memory for]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MAX_SLOTS as i64))]
     pub max_num_seqs: Option<u16>,
     /// Prompt tokens that each model takes in a step, beside the texts under way [default: 256]
@@ -146,8 +146,8 @@ pub(super) struct GenerateArgs {
     pub models: ChatModelArgs,
     #[command(flatten)]
     pub request: RequestFields,
-    /// One JSON object a line: {"id": .., "prompt": .., any flag of a request by its snake_case name}; flags given
-    /// here are the defaults of the lines; `-` is standard input
+    /// One JSON object a line: {"id": .., "prompt": .., any flag of a request by its snake_case name}, with
+    /// "logit_bias": {"ID": X, ..}; flags given here are the defaults of the lines; `-` is standard input
     #[arg(short, long, value_name = "IN.jsonl", help_heading = "Batch", conflicts_with_all = ["prompt", "file"])]
     pub input_file: Option<PathBuf>,
     /// Where the results of a batch go, one a line in the order of the input [default: standard output, also `-`]
@@ -161,7 +161,7 @@ pub(super) struct GenerateArgs {
     /// Start anew where the output file is there, and lose what it holds
     #[arg(long, requires = "output_file", help_heading = "Batch")]
     pub overwrite: bool,
-    /// Print one JSON object per text in place of the text; batches always do
+    /// Print one JSON object per text, with the seed, in place of the text; batches always do
     #[arg(long, help_heading = "Output")]
     pub json: bool,
     #[command(flatten)]

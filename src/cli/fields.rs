@@ -2,6 +2,7 @@
 //! [`Request`] here, and nowhere else.
 
 use super::sampling::{Room, SamplingFields};
+use crate::engine::limits::check_biased_once;
 use crate::engine::request::{Draft, Request};
 use crate::engine::trio::Trio;
 use crate::text::prompt::{PromptRequest, Roles};
@@ -75,11 +76,8 @@ impl RequestFields {
     /// What only the command line can say: `-` becomes the text of standard input, and a repeatable flag may name an
     /// id twice.
     pub(super) fn settle(&mut self) -> Result<()> {
-        let mut ids: Vec<u32> = self.sampling.logit_bias.iter().flatten().map(|&(id, _)| id).collect();
-        ids.sort_unstable();
-        if let Some(twice) = ids.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(Error::argument("logit_bias", format!("id {} is named twice", twice[0])));
-        }
+        // Before flags become the defaults of lines, whose maps would keep the last.
+        check_biased_once(self.sampling.logit_bias.as_deref().unwrap_or_default())?;
         let stdin = |text: &Path| text.as_os_str() == "-";
         if self.prompt.as_deref().is_some_and(|text| stdin(Path::new(text))) {
             self.prompt = Some(read_text(&mut std::io::stdin().lock(), "prompt", Path::new("-"))?);

@@ -4,7 +4,7 @@ use super::args::GenerateArgs;
 use super::interrupt::Watch;
 use super::jsonl;
 use super::loading;
-use super::open::pair_is_one_model;
+use super::open::{check_model_len, pair_is_one_model};
 use super::output::{self, Stdout};
 use super::result::{Asked, ResultJson};
 use crate::engine::event::{Completion, Event};
@@ -13,6 +13,7 @@ use crate::engine::trio::Trio;
 use crate::engine::{self, EventStream};
 use crate::{Error, Result};
 use serde_json::Value;
+use std::sync::Arc;
 
 /// Flags that say nothing without one of others beside them. Typed they are refused then; of a file or the environment,
 /// which hold for many runs, they are set aside.
@@ -41,7 +42,7 @@ pub(super) fn run(mut args: GenerateArgs) -> Result<()> {
     if args.models.chat_template.is_some() && !args.request.uses_chat() {
         return Err(Error::argument("chat_template", "has no effect without --chat"));
     }
-    let trio = args.models.open_trio()?;
+    let trio = open_trio(&args)?;
     let request = args.request.request(&trio, args.max_model_len)?;
     if pair_is_moot(&trio, &request) {
         warn_of_moot_pair(&args, &trio);
@@ -60,6 +61,13 @@ pub(super) fn run(mut args: GenerateArgs) -> Result<()> {
     } else {
         stream(&watch, &mut events, n)
     }
+}
+
+/// The models, which must be made for texts as long as may be asked for.
+pub(super) fn open_trio(args: &GenerateArgs) -> Result<Arc<Trio>> {
+    let trio = args.models.open_trio()?;
+    check_model_len(args.max_model_len, args.request.sampling.positions(&trio))?;
+    Ok(trio)
 }
 
 /// True where the difference of expert and anti-expert is zero whatever the models say.

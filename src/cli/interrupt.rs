@@ -79,3 +79,26 @@ impl Drop for Watch {
         change(PRODUCING, IDLE);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The only test that touches the state: it is the process's.
+    #[test]
+    fn what_comes_too_late_for_one_text_counts_for_the_next_unless_it_is_forgotten() {
+        let press = || change(PRODUCING, ASKED_TO_STOP);
+        let watch = Watch::new();
+        assert!(watch.check().is_ok());
+        assert!(press());
+        drop(watch);
+        assert_eq!(Watch::new().check(), Err(Error::Interrupted), "a batch ends");
+        forget();
+        let watch = Watch::new();
+        assert!(watch.check().is_ok(), "a chat goes on");
+        drop(watch);
+        assert!(!press(), "nothing is produced");
+        forget();
+        assert!(Watch::new().check().is_ok());
+    }
+}

@@ -98,6 +98,25 @@ pub(super) fn checkpoints(sources: &TrioSources) -> Result<(Vec<Checkpoint>, [us
     Ok((checkpoints.collect::<Result<_>>()?, member_of_role))
 }
 
+/// Longest text, where none is asked for: models are made for more than most texts need.
+const DEFAULT_MODEL_LEN: usize = 4_096;
+
+/// Tokens of the longest text of models made for `positions`: those asked for, or a default.
+pub(super) fn model_len(asked: Option<u32>, positions: usize) -> Result<usize> {
+    check_model_len(asked, positions)?;
+    Ok(asked.map_or(DEFAULT_MODEL_LEN.min(positions), |len| len as usize))
+}
+
+/// Refuses longer texts than the models were made for.
+pub(super) fn check_model_len(asked: Option<u32>, positions: usize) -> Result<()> {
+    match asked {
+        Some(len) if len as usize > positions => {
+            Err(Error::argument("max_model_len", format!("{len}, the models were made for {positions}")))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Whether expert and anti-expert are one model that is not the base: most likely a slip.
 pub(super) fn pair_is_one_model(models: &Models) -> bool {
     let [base, expert, anti] = models.member_of_role();

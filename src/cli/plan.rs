@@ -13,17 +13,11 @@ use crate::text::vocabulary::ROLES;
 use crate::{Error, Result};
 use serde::Serialize;
 
-/// Longest text, where none is asked for: models are made for more than most texts need.
-const DEFAULT_MODEL_LEN: usize = 4_096;
-
 pub(super) fn run(args: &PlanArgs) -> Result<()> {
     let (checkpoints, member_of_role) = open::checkpoints(&args.models.sources(Weights::Headers)?)?;
     let checkpoints: Vec<&Checkpoint> = checkpoints.iter().collect();
     let positions = checkpoints.iter().map(|c| c.config.max_positions).min().expect("there is a base");
-    let max_model_len = args.max_model_len.map_or(positions.min(DEFAULT_MODEL_LEN), |n| n as usize);
-    if max_model_len > positions {
-        return Err(Error::argument("max_model_len", format!("{max_model_len}, the models were made for {positions}")));
-    }
+    let max_model_len = open::model_len(args.max_model_len, positions)?;
     let options = args.device.engine(EngineOptions::default());
     let prefill_rows = args.chunked_prefill_size.map_or(options.prefill_rows, usize::from);
     let options = EngineOptions { prefill_rows, ..options };

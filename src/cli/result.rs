@@ -62,8 +62,9 @@ struct Timings {
 #[derive(Serialize)]
 struct Four<T> {
     base: T,
-    expert: T,
-    anti_expert: T,
+    /// None where the pair was not run, as all of the pair's numbers.
+    expert: Option<T>,
+    anti_expert: Option<T>,
     combined: T,
 }
 
@@ -76,8 +77,8 @@ struct StepJson {
     rank: Four<u32>,
     entropy: Four<f32>,
     kl_combined_base: f32,
-    kl_expert_anti_expert: f32,
-    cross_entropy: f32,
+    kl_expert_anti_expert: Option<f32>,
+    cross_entropy: Option<f32>,
     alpha: f32,
     base_argmax: u32,
     base_argmax_token: String,
@@ -90,8 +91,8 @@ struct TopJson {
     id: u32,
     token: String,
     z_base: f32,
-    z_expert: f32,
-    z_anti_expert: f32,
+    z_expert: Option<f32>,
+    z_anti_expert: Option<f32>,
     s: f32,
 }
 
@@ -151,8 +152,8 @@ impl Timings {
 }
 
 impl<T> Four<T> {
-    fn new([base, expert, anti_expert, combined]: [T; 4]) -> Self {
-        Self { base, expert, anti_expert, combined }
+    fn of(step: &StepRecord, [base, expert, anti_expert, combined]: [T; 4]) -> Self {
+        Self { base, expert: of_pair(step, expert), anti_expert: of_pair(step, anti_expert), combined }
     }
 }
 
@@ -163,20 +164,20 @@ impl StepJson {
             id: top.id,
             token: token(top.id),
             z_base: top.z_base,
-            z_expert: top.z_expert,
-            z_anti_expert: top.z_anti,
+            z_expert: of_pair(step, top.z_expert),
+            z_anti_expert: of_pair(step, top.z_anti),
             s: top.score,
         });
         Self {
             position: step.position,
             id: step.chosen,
             token: token(step.chosen),
-            logprob: Four::new(step.logprob),
-            rank: Four::new(step.rank),
-            entropy: Four::new(step.entropy),
+            logprob: Four::of(step, step.logprob),
+            rank: Four::of(step, step.rank),
+            entropy: Four::of(step, step.entropy),
             kl_combined_base: step.kl_combined_base,
-            kl_expert_anti_expert: step.kl_expert_anti,
-            cross_entropy: step.cross_entropy,
+            kl_expert_anti_expert: of_pair(step, step.kl_expert_anti),
+            cross_entropy: of_pair(step, step.cross_entropy),
             alpha: step.alpha,
             base_argmax: step.base_argmax,
             base_argmax_token: token(step.base_argmax),
@@ -184,6 +185,16 @@ impl StepJson {
             top: top.collect(),
         }
     }
+}
+
+/// Whether expert and anti-expert were run. Where they have no weight they are not, and what the device records for them
+/// are the base's numbers.
+pub(super) fn has_pair(step: &StepRecord) -> bool {
+    step.alpha != 0.0
+}
+
+fn of_pair<T>(step: &StepRecord, number: T) -> Option<T> {
+    has_pair(step).then_some(number)
 }
 
 /// What an id stands for, special tokens by their name; invalid UTF-8 replaced.

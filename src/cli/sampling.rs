@@ -42,7 +42,7 @@ pub(super) struct SamplingFields {
     /// Taken off for every time a token was seen in the response, -2 to 2 [default: 0]
     #[arg(long, value_name = "X", help_heading = "Sampling", allow_hyphen_values = true)]
     pub frequency_penalty: Option<f32>,
-    /// Added to the score of a token id, -100 to 100; repeatable. In a line: {"ID": X, ..}
+    /// Added to the score of a token id, -100 to 100; repeatable
     #[arg(long, value_name = "ID=X", help_heading = "Sampling", value_parser = bias)]
     #[serde(serialize_with = "map_out", deserialize_with = "map_in")]
     pub logit_bias: Option<Vec<(u32, f32)>>,
@@ -52,7 +52,7 @@ pub(super) struct SamplingFields {
     /// Only tokens with this share of the base's largest probability; 0: off [default: 0]
     #[arg(long, value_name = "P", help_heading = "Sampling", allow_hyphen_values = true)]
     pub base_min_p: Option<f32>,
-    /// Makes draws repeatable [default: drawn, and shown by --json]
+    /// Makes draws repeatable [default: drawn]
     #[arg(short, long, value_name = "N", help_heading = "Sampling", allow_hyphen_values = true)]
     pub seed: Option<u64>,
 
@@ -147,16 +147,17 @@ impl SamplingFields {
         }
     }
 
+    /// What the models that the text comes from were made for, in tokens.
+    pub(super) fn positions(&self, trio: &Trio) -> usize {
+        let positions = trio.limits().positions;
+        self.mode().roles().iter().map(|&role| positions[role]).min().expect("every mode reads a role")
+    }
+
     /// max_tokens: what was asked for must fit, the default takes what there is.
     pub(super) fn fitting_tokens(&self, room: &Room) -> Result<u32> {
-        match self.max_tokens {
-            Some(asked) if asked as usize > room.left => Err(Error::argument(
-                "max_tokens",
-                format!("{asked} is more than the {} left: {}", room.left, room.numbers),
-            )),
-            Some(asked) => Ok(asked),
-            None => Ok(Sampling::default().max_tokens.min(room.left as u32)),
-        }
+        room.fits("max_tokens", self.max_tokens.unwrap_or(0))?;
+        room.fits("min_tokens", self.min_tokens.unwrap_or(0))?;
+        Ok(self.max_tokens.unwrap_or(Sampling::default().max_tokens.min(room.left as u32)))
     }
 }
 
@@ -174,6 +175,14 @@ impl Room {
             return Err(Error::argument("prompt", format!("no room for a response: {numbers}")));
         }
         Ok(Self { left, numbers })
+    }
+
+    /// Refuses more tokens than are left.
+    pub(super) fn fits(&self, param: &str, n_tokens: u32) -> Result<()> {
+        if n_tokens as usize <= self.left {
+            return Ok(());
+        }
+        Err(Error::argument(param, format!("{n_tokens} is more than the {} left: {}", self.left, self.numbers)))
     }
 
     /// What there is to say once it is used up.

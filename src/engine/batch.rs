@@ -3,7 +3,7 @@
 //! Between two decode steps nothing in it changes, because tokens and positions come from the slots' own cells: the
 //! machine uploads it only when it does.
 
-use crate::backend::params::{MAX_MEMBERS, Row, Sample};
+use crate::backend::params::{FROM_SLOT, MAX_MEMBERS, Row, Sample};
 
 /// Where a role's weights are: which stack, which member of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,6 +53,12 @@ impl Batch {
     /// True where no row is computed.
     pub fn is_empty(&self) -> bool {
         self.stacks.iter().all(|stack| stack.n_rows() == 0)
+    }
+
+    /// True where a prompt's rows are among those of the step: they come last.
+    pub fn has_prompts(&self) -> bool {
+        let last = self.stacks.iter().flat_map(|stack| &stack.rows).filter_map(|rows| rows.last());
+        last.into_iter().any(|row| row.token != FROM_SLOT)
     }
 
     /// Rows that `seat` computes so far.

@@ -113,11 +113,6 @@ impl<T> Receiver<T> {
         next
     }
 
-    /// Whether nothing more will come, beside what was not taken yet.
-    pub(crate) fn has_ended(&self) -> bool {
-        self.shared.lock().ended
-    }
-
     fn wait(&mut self, until: Option<Instant>) -> Result<T, RecvTimeoutError> {
         let mut state = self.shared.lock();
         loop {

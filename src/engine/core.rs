@@ -7,7 +7,7 @@ use super::event::FinishReason;
 use super::handle::{Board, Submission};
 use super::machine::{Draw, Machine, Records, Step, StepView};
 use super::scheduler::{Admission, Arrival, Growth, Plan, Refusal, RequestId, Scheduler, Work};
-use super::sequence::{Dice, Ended, Origin, Sequence, lanes};
+use super::sequence::{Dice, Ended, Origin, Sequence, TimeLimit, lanes};
 use super::trio::Trio;
 use crate::backend::Backend;
 use crate::{Error, Result};
@@ -36,7 +36,7 @@ pub(super) struct Core<B: Backend> {
     running: Vec<Option<Sequence>>,
     flights: VecDeque<Flight<B::Receipt>>,
     /// What is out of time first stands first.
-    deadlines: BTreeSet<(Instant, RequestId)>,
+    deadlines: BTreeSet<(Instant, RequestId, TimeLimit)>,
     flushed: Instant,
     max_waiting: usize,
     /// Whether pages are full of NaN when they are given: what no live token wrote must not matter.
@@ -90,8 +90,7 @@ impl<B: Backend> Core<B> {
             };
             match self.scheduler.arrive(arrival) {
                 Ok(()) => {
-                    let deadlines = [sequence.queue_deadline, sequence.deadline].into_iter().flatten();
-                    self.deadlines.extend(deadlines.map(|deadline| (deadline, id)));
+                    self.deadlines.extend(sequence.deadlines());
                     self.waiting.insert(id, sequence);
                 }
                 Err(refusal) => self.finish(sequence, Err(self.refused(refusal))),
@@ -123,15 +122,15 @@ impl<B: Backend> Core<B> {
             return;
         }
         let now = Instant::now();
-        while let Some(&(deadline, id)) = self.deadlines.first().filter(|(deadline, _)| *deadline <= now) {
+        while let Some(&(_, id, which)) = self.deadlines.first().filter(|(deadline, ..)| *deadline <= now) {
             let sequence = self.take(id).expect("a deadline goes with its sequence");
-            let request = &sequence.request;
-            let late = [("timeout", request.timeout), ("queue_timeout", request.queue_timeout)];
-            let (param, limit) = late[usize::from(sequence.queue_deadline == Some(deadline))];
+            let (param, limit) = match which {
+                TimeLimit::Queue => ("queue_timeout", sequence.request.queue_timeout),
+                TimeLimit::Whole => ("timeout", sequence.request.timeout),
+            };
             let limit = limit.expect("the deadline comes of it");
             self.scheduler.cancel(id);
             self.finish(sequence, Err(Error::Timeout { param, limit }));
-            self.publish();
         }
     }
 
@@ -145,7 +144,6 @@ impl<B: Backend> Core<B> {
             self.finish(sequence, Err(error.clone()));
         }
         self.flights.clear();
-        self.publish();
     }
 
     /// Does the next thing there is to do.
@@ -153,10 +151,7 @@ impl<B: Backend> Core<B> {
         match self.scheduler.plan() {
             Plan::Step(work) => self.submit(*work)?,
             Plan::Collect => self.collect()?,
-            Plan::Idle if self.flights.is_empty() => {
-                assert!(self.is_idle(), "the scheduler has forgotten a request");
-            }
-            Plan::Idle => self.collect()?,
+            Plan::Idle => assert!(self.is_idle(), "the scheduler has forgotten a request"),
         }
         self.publish();
         Ok(())
@@ -187,6 +182,10 @@ impl<B: Backend> Core<B> {
             self.running[slot].as_ref().is_some_and(|sequence| sequence.request.record.is_some())
         };
         let records = if draws.iter().any(wants_record) { Records::Kept } else { Records::None };
+        // A step with prompts takes its time: what was read goes out before it.
+        if work.batch.has_prompts() {
+            self.flush();
+        }
         let step = self.machine.submit(work.batch, &work.copies, records)?;
         self.flights.push_back(Flight { step, draws });
         while self.flights.len() > work.lag {
@@ -200,8 +199,9 @@ impl<B: Backend> Core<B> {
         let mut sequence = self.waiting.remove(&id).expect("who is admitted waited");
         assert_eq!(sequence.token_ids.len(), n_drawn, "all draws of a preempted request were read");
         if sequence.is_new() {
-            self.board.leave_queue();
-            sequence.queue_deadline.take().map(|deadline| self.deadlines.remove(&(deadline, id)));
+            self.board.leave_queue(1);
+            let deadline = sequence.queue_deadline.take();
+            deadline.map(|deadline| self.deadlines.remove(&(deadline, id, TimeLimit::Queue)));
         }
         sequence.admit();
         let vocabulary = self.trio.vocabulary();
@@ -238,10 +238,14 @@ impl<B: Backend> Core<B> {
         }
         self.scheduler.collected();
         if self.flushed.elapsed() >= FLUSH_INTERVAL {
-            self.running.iter().flatten().for_each(Sequence::flush);
-            self.flushed = Instant::now();
+            self.flush();
         }
         Ok(())
+    }
+
+    fn flush(&mut self) {
+        self.running.iter().flatten().for_each(Sequence::flush);
+        self.flushed = Instant::now();
     }
 
     fn read_draw(&mut self, id: RequestId, slot: usize, view: &StepView) -> Result<()> {
@@ -291,16 +295,18 @@ impl<B: Backend> Core<B> {
     /// Ends a sample that was taken out, and tells its reader.
     fn finish(&mut self, sequence: Sequence, reason: Result<FinishReason>) {
         self.forget(&sequence);
+        // First, so that who has read an end finds it counted.
+        self.publish();
         sequence.finish(reason);
     }
 
     /// Drops what is kept about a sample that was taken out.
     fn forget(&mut self, sequence: &Sequence) {
-        for deadline in [sequence.queue_deadline, sequence.deadline].into_iter().flatten() {
-            self.deadlines.remove(&(deadline, sequence.id));
+        for deadline in sequence.deadlines() {
+            self.deadlines.remove(&deadline);
         }
         if sequence.is_new() {
-            self.board.leave_queue();
+            self.board.leave_queue(1);
         }
     }
 }

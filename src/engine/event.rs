@@ -29,7 +29,7 @@ impl FinishReason {
 /// Milliseconds and counts of one request.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Timings {
-    /// Prompt tokens of the base.
+    /// Prompt tokens of the base, or of the expert where it runs alone.
     pub prompt_n: usize,
     /// From admission to the first token.
     pub prompt_ms: f64,
@@ -71,7 +71,7 @@ impl Completion {
             error: Some(error),
             seed,
             prompt_tokens,
-            timings: Timings { prompt_n: prompt_tokens[0], ..Timings::default() },
+            timings: Timings { prompt_n: prompt_tokens[request.mode.main_role()], ..Timings::default() },
             record: Vec::new(),
         }
     }

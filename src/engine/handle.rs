@@ -1,7 +1,7 @@
 //! The outer seam: a handle that is not generic, and the streams of events that come back.
 
 use super::channel::{Receiver, Sender, channel};
-use super::event::Event;
+use super::event::{Completion, Event};
 use super::limits::Limits;
 use super::options::{BackendChoice, EngineOptions, no_cuda};
 use super::request::Request;
@@ -12,6 +12,8 @@ use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
 use crate::backend::wgpu::Wgpu;
 use crate::{Error, Result};
+use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -63,6 +65,12 @@ impl Engine {
 #[derive(Clone)]
 pub struct Handle(Arc<Shared>);
 
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handle").field("device", &self.device()).finish_non_exhaustive()
+    }
+}
+
 struct Shared {
     inbox: Mutex<Inbox>,
     board: Arc<Board>,
@@ -111,9 +119,9 @@ impl Board {
         entered.map(drop).map_err(|_| Error::Overloaded { limit })
     }
 
-    /// A sample has got its first slot, or is gone.
-    pub(super) fn leave_queue(&self) {
-        self.queued.fetch_sub(1, Ordering::Relaxed);
+    /// `n` samples have got their first slot, or are gone.
+    pub(super) fn leave_queue(&self, n: usize) {
+        self.queued.fetch_sub(n, Ordering::Relaxed);
     }
 }
 
@@ -133,12 +141,13 @@ impl Handle {
         &self.0.started.limits
     }
 
-    /// What waits, runs and is kept, as it stood after the last step.
+    /// What waits, runs and is kept, as it stood after the last step or the last end of a sample.
     pub fn counts(&self) -> Counts {
         *lock(&self.0.board.counts)
     }
 
-    /// Submits a request. Refused at once: what this engine cannot run, what finds the queue full, and anything in a
+    /// Submits a request, for which the handle must live on: the last one waits for what runs when it is dropped. Refused at
+    /// once: what this engine cannot run, what finds the queue full, and anything in a
     /// process that was forked from the engine's.
     pub fn generate(&self, request: Request) -> Result<EventStream> {
         self.submit(vec![request])
@@ -152,22 +161,27 @@ impl Handle {
             return Err(Error::device("engine", message));
         }
         requests.iter().try_for_each(|request| started.limits.check(request))?;
-        let n_samples = |request: &Request| request.n as usize;
-        board.enter_queue(requests.iter().map(n_samples).sum(), *max_waiting)?;
+        let n_samples = requests.iter().map(|request| request.n as usize).sum();
+        board.enter_queue(n_samples, *max_waiting)?;
         let (sender, events) = channel();
         let (sender, arrived) = (Arc::new(sender), Instant::now());
         let mut inbox = lock(inbox);
         let first_id = inbox.next_id;
+        let mut unfinished = BTreeMap::new();
         for request in requests {
             let first_index = (inbox.next_id - first_id) as usize;
             let first = RequestId(inbox.next_id);
             inbox.next_id += u64::from(request.n);
             let seed = request.sampling.seed.unwrap_or_else(random_seed);
             let (request, events) = (Arc::new(request), sender.clone());
+            unfinished.extend((0..request.n as usize).map(|n| (first_index + n, (request.clone(), seed))));
             let submission = Submission { first, request, seed, first_index, events, arrived };
-            inbox.sender.send(Message::Submit(submission)).map_err(|_| lost())?;
+            if inbox.sender.send(Message::Submit(submission)).is_err() {
+                board.leave_queue(n_samples);
+                return Err(lost());
+            }
         }
-        Ok(EventStream { events, ids: first_id..inbox.next_id, cancel: inbox.sender.clone() })
+        Ok(EventStream { events, unfinished, ids: first_id..inbox.next_id, cancel: inbox.sender.clone() })
     }
 }
 
@@ -189,10 +203,14 @@ impl Drop for Shared {
     }
 }
 
-/// The events of a request, until every sample of it is done: a blocking iterator and a [`futures_core::Stream`].
-/// Dropping it cancels what still runs.
+/// The events of a request, until every sample of it is done: a [`futures_core::Stream`], or a blocking iterator,
+/// [`Events`], for who does not wait in tasks. Dropping it cancels what still runs.
+///
+/// Each sample ends with one [`Event::Done`], whatever happens: with an error where the engine's thread is gone.
 pub struct EventStream {
     events: Receiver<Event>,
+    /// Samples whose end did not come yet, with their seeds.
+    unfinished: BTreeMap<usize, (Arc<Request>, u64)>,
     ids: Range<u64>,
     cancel: mpsc::Sender<Message>,
 }
@@ -200,15 +218,46 @@ pub struct EventStream {
 impl EventStream {
     /// The next event within `timeout`; `Disconnected` when all samples are done.
     pub fn next_timeout(&mut self, timeout: Duration) -> std::result::Result<Event, RecvTimeoutError> {
-        self.events.next_timeout(timeout)
+        match self.events.next_timeout(timeout) {
+            Err(RecvTimeoutError::Timeout) => Err(RecvTimeoutError::Timeout),
+            came => self.settle(came.ok()).ok_or(RecvTimeoutError::Disconnected),
+        }
+    }
+
+    /// Notes which samples are done. After the last event that came, the others end here.
+    fn settle(&mut self, came: Option<Event>) -> Option<Event> {
+        match came {
+            Some(Event::Done { sample, .. }) => drop(self.unfinished.remove(&sample)),
+            Some(Event::Token { .. }) => {}
+            None => {
+                let (sample, (request, seed)) = self.unfinished.pop_first()?;
+                let completion = Box::new(Completion::failed(&request, seed, lost()));
+                return Some(Event::Done { sample, completion });
+            }
+        }
+        came
     }
 }
 
-impl Iterator for EventStream {
+/// The events of a request, each waited for.
+#[derive(Debug)]
+pub struct Events(EventStream);
+
+impl IntoIterator for EventStream {
+    type Item = Event;
+    type IntoIter = Events;
+
+    fn into_iter(self) -> Events {
+        Events(self)
+    }
+}
+
+impl Iterator for Events {
     type Item = Event;
 
     fn next(&mut self) -> Option<Event> {
-        self.events.next()
+        let came = self.0.events.next();
+        self.0.settle(came)
     }
 }
 
@@ -216,13 +265,21 @@ impl futures_core::Stream for EventStream {
     type Item = Event;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Event>> {
-        self.events.poll_next(context)
+        let came = std::task::ready!(self.events.poll_next(context));
+        Poll::Ready(self.settle(came))
+    }
+}
+
+impl fmt::Debug for EventStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unfinished: Vec<_> = self.unfinished.keys().collect();
+        f.debug_struct("EventStream").field("unfinished", &unfinished).finish_non_exhaustive()
     }
 }
 
 impl Drop for EventStream {
     fn drop(&mut self) {
-        if !self.events.has_ended() {
+        if !self.unfinished.is_empty() {
             // Where the engine is gone nothing runs any more.
             let _ = self.cancel.send(Message::Cancel(self.ids.clone()));
         }

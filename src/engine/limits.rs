@@ -3,10 +3,9 @@
 
 use super::batch::Seat;
 use super::request::{
-    Draft, MAX_ALPHA, MAX_BIAS, MAX_N, MAX_STOP_BYTES, MAX_STOP_STRINGS, Mode, PROMPT_FIELDS, Sampling,
+    Draft, MAX_ALPHA, MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIAS, MAX_N, MAX_STOP_BYTES, MAX_STOP_STRINGS, Mode,
+    PROMPT_FIELDS, Sampling,
 };
-use super::scheduler::LaneSpec;
-use super::sequence::lanes;
 use super::trio::Trio;
 use crate::backend::params::{MAX_BIASES, MAX_RECORD_TOP, MAX_STOP_IDS};
 use crate::{Error, Result};
@@ -78,12 +77,16 @@ impl Limits {
     /// Pages that a sample of `draft` takes at its longest; none where no engine runs yet.
     pub fn n_pages(&self, draft: &Draft) -> Option<usize> {
         let PageLimits { page_tokens, seats, .. } = self.pages.as_ref()?;
-        let (lanes, _) = lanes(draft, *seats);
-        let tokens_of_page = |seat: Seat| page_tokens[seats.iter().position(|&other| other == seat).unwrap_or(0)];
-        let pages = |lane: &LaneSpec| {
-            (lane.prompt.len() + draft.sampling.max_tokens as usize).div_ceil(tokens_of_page(lane.seat))
-        };
-        Some(lanes.iter().map(pages).sum())
+        let prompt = |role: usize| (seats[role], &draft.prompts[role]);
+        let roles = draft.computed_roles();
+        // Equal prompts at one seat are computed once. The id drawn last is not computed.
+        let computed = roles
+            .iter()
+            .enumerate()
+            .filter(|&(at, &role)| roles[..at].iter().all(|&earlier| prompt(earlier) != prompt(role)));
+        let n_tokens = |role: usize| draft.prompts[role].len() + draft.sampling.max_tokens as usize;
+        let n_positions = |role: usize| n_tokens(role).saturating_sub(1);
+        Some(computed.map(|(_, &role)| n_positions(role).div_ceil(page_tokens[role])).sum())
     }
 
     /// Refuses what is out of range, by the name of the field.
@@ -142,11 +145,7 @@ impl Limits {
             self.check_id("logit_bias", id)?;
             within("logit_bias", bias, -MAX_BIAS..=MAX_BIAS)?;
         }
-        let mut biased: Vec<u32> = sampling.logit_bias.iter().map(|&(id, _)| id).collect();
-        biased.sort_unstable();
-        if let Some(twice) = biased.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(Error::argument("logit_bias", format!("id {} is named twice", twice[0])));
-        }
+        check_biased_once(&sampling.logit_bias)?;
         if sampling.max_tokens == 0 {
             return Err(Error::argument("max_tokens", "0 is not at least 1"));
         }
@@ -208,8 +207,14 @@ impl Limits {
     }
 
     fn check_bans(&self, draft: &Draft) -> Result<()> {
-        if draft.bad_words.iter().any(Vec::is_empty) {
-            return Err(Error::argument("bad_words", "a word of no token cannot be banned"));
+        // All words are looked through after each draw, for all who run.
+        at_most("bad_words", draft.bad_words.len(), MAX_BAD_WORDS, "words")?;
+        at_most("bad_words_first", draft.bad_first_ids.len(), MAX_BAD_WORDS, "words")?;
+        for word in &draft.bad_words {
+            if word.is_empty() {
+                return Err(Error::argument("bad_words", "a word of no token cannot be banned"));
+            }
+            at_most("bad_words", word.len(), MAX_BAD_WORD_TOKENS, "tokens in a word")?;
         }
         draft.bad_words.iter().flatten().try_for_each(|&id| self.check_id("bad_words", id))?;
         draft.bad_first_ids.iter().try_for_each(|&id| self.check_id("bad_words_first", id))
@@ -220,6 +225,16 @@ impl Limits {
             return Ok(());
         }
         Err(Error::argument(param, format!("id {id} is outside the vocabulary of {} ids", self.n_ids)))
+    }
+}
+
+/// Refuses a logit_bias that names an id twice.
+pub(crate) fn check_biased_once(biases: &[(u32, f32)]) -> Result<()> {
+    let mut ids: Vec<u32> = biases.iter().map(|&(id, _)| id).collect();
+    ids.sort_unstable();
+    match ids.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(twice) => Err(Error::argument("logit_bias", format!("id {} is named twice", twice[0]))),
+        None => Ok(()),
     }
 }
 

@@ -358,6 +358,7 @@ impl<B: Backend> Machine<B> {
         }
         let n_copies = copies.len();
         assert!(n_copies <= self.n_slots * N_LANES, "{n_copies} pages are copied in one step");
+        checks::check_copies(copies, self.n_pages);
         self.backend.upload(&self.copies, 0, bytemuck::cast_slice(copies))?;
         let params = CopyPagesParams { page_words: self.page_params[0].page_words, reserved: [0; 3] };
         for plane in &self.cache.planes {

@@ -88,7 +88,8 @@ pub struct EngineOptions {
 }
 
 impl Default for EngineOptions {
-    /// One text of one token, on the device that `Auto` finds.
+    /// One text of one token, on the device that `Auto` finds: sizes are to be set, or those of [`Self::serving`] and
+    /// [`Self::sized_for`] taken.
     fn default() -> Self {
         Self {
             backend: BackendChoice::Auto,
@@ -109,6 +110,18 @@ impl Default for EngineOptions {
 }
 
 impl EngineOptions {
+    /// Room for whatever may be asked of `trio`, as far as the device has it: for a server, which does not know its
+    /// requests beforehand.
+    pub fn serving(trio: &Trio) -> Self {
+        Self {
+            n_slots: MAX_SLOTS,
+            max_model_len: trio.limits().positions.into_iter().max().unwrap_or(1),
+            penalties: true,
+            record_top: Some(MAX_RECORD_TOP),
+            ..Self::default()
+        }
+    }
+
     /// Just the room that `requests` need.
     pub fn sized_for<R: Borrow<Draft>>(requests: &[R]) -> Self {
         let mut options = Self { n_slots: 0, ..Self::default() };
@@ -136,6 +149,7 @@ impl EngineOptions {
         let positions = trio.checkpoints().into_iter().map(|checkpoint| checkpoint.config.max_positions);
         within("n_slots", self.n_slots, MAX_SLOTS)?;
         within("max_model_len", self.max_model_len, positions.max().unwrap_or(0))?;
+        within("max_waiting", self.max_waiting, usize::MAX)?;
         self.validate_memory_utilization()?;
         match self.record_top {
             Some(top) if top > MAX_RECORD_TOP => {

@@ -16,6 +16,10 @@ pub const MAX_BIAS: f32 = 100.0;
 pub const MAX_STOP_STRINGS: usize = 16;
 /// Bytes of one stop string.
 pub const MAX_STOP_BYTES: usize = 1024;
+/// Banned words of a request, and ids banned at its beginning.
+pub const MAX_BAD_WORDS: usize = 1024;
+/// Tokens of a banned word.
+pub const MAX_BAD_WORD_TOKENS: usize = 64;
 /// The prompts' names in errors, in order of roles.
 pub(super) const PROMPT_FIELDS: [&str; 3] = ["prompt", "expert_prompt", "anti_expert_prompt"];
 /// Samples per prompt.

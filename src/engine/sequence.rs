@@ -5,7 +5,7 @@ use super::channel::Sender;
 use super::event::{Completion, Event, FinishReason, Timings};
 use super::request::{Draft, Mode, Request};
 use super::scheduler::{LaneSpec, RequestId};
-use crate::backend::params::{Finish, MAX_VOCAB, RING, Slot, StepRecord};
+use crate::backend::params::{Finish, MAX_VOCAB, RING, Slot, StepRecord, TopEntry};
 use crate::text::stream::TextStream;
 use crate::{Error, Result};
 use bytemuck::Zeroable;
@@ -87,7 +87,17 @@ pub(crate) struct Sequence {
     text: String,
     record: Vec<StepRecord>,
     admitted: Option<Instant>,
-    first_token: Option<Instant>,
+    /// When the first token came, and the last.
+    tokens_came: Option<(Instant, Instant)>,
+}
+
+/// What a sample is out of time for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum TimeLimit {
+    /// To get its first slot.
+    Queue,
+    /// To end.
+    Whole,
 }
 
 /// Who found that a sample has ended, and how.
@@ -128,9 +138,15 @@ impl Sequence {
             text: String::new(),
             record: Vec::new(),
             admitted: None,
-            first_token: None,
+            tokens_came: None,
             request,
         }
+    }
+
+    /// When it is out of time, for what.
+    pub(crate) fn deadlines(&self) -> impl Iterator<Item = (Instant, RequestId, TimeLimit)> + use<> {
+        let (id, limits) = (self.id, [(self.queue_deadline, TimeLimit::Queue), (self.deadline, TimeLimit::Whole)]);
+        limits.into_iter().filter_map(move |(deadline, limit)| Some((deadline?, id, limit)))
     }
 
     /// True where the next draw needs what the host makes of the last id.
@@ -214,10 +230,14 @@ impl Sequence {
     /// Adds an id and the text that it sets free, and tells of both.
     fn push(&mut self, id: u32, record: Option<&StepRecord>, bytes: &[u8]) {
         self.token_ids.push(id);
-        // The machine records as many top entries as the request that wants most.
-        let n_top = self.request.record.unwrap_or(0) as u32;
-        self.record.extend(record.map(|step| StepRecord { n_top: step.n_top.min(n_top), ..*step }));
-        self.first_token.get_or_insert_with(Instant::now);
+        if let Some(mut step) = record.copied() {
+            // The machine records as many top entries as the request that wants most.
+            step.n_top = step.n_top.min(self.request.record.unwrap_or(0) as u32);
+            step.top[step.n_top as usize..].fill(TopEntry::default());
+            self.record.push(step);
+        }
+        let now = Instant::now();
+        self.tokens_came.get_or_insert((now, now)).1 = now;
         let text = self.stream.push(bytes);
         self.text.push_str(&text);
         self.events.send(Event::Token { sample: self.index, id, text });
@@ -233,12 +253,12 @@ impl Sequence {
         self.text.push_str(&self.stream.finish());
         let since = |from: Instant, to: Instant| to.duration_since(from).as_secs_f64() * 1e3;
         let now = Instant::now();
-        let first = self.first_token.unwrap_or(now);
+        let (first, last) = self.tokens_came.unwrap_or((now, now));
         let timings = Timings {
             prompt_n: self.request.prompts[self.request.mode.main_role()].len(),
             prompt_ms: self.admitted.map_or(0.0, |admitted| since(admitted, first)),
             predicted_n: self.token_ids.len(),
-            predicted_ms: since(first, now),
+            predicted_ms: since(first, last),
         };
         let completion = Completion {
             text: self.text,

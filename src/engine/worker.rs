@@ -6,6 +6,7 @@ use super::handle::{Board, Submission};
 use super::limits::{Limits, PageLimits};
 use super::machine::Machine;
 use super::options::EngineOptions;
+use super::scheduler::Counts;
 use super::trio::Trio;
 use crate::backend::Backend;
 use crate::{Error, Result};
@@ -35,12 +36,22 @@ pub(super) struct Started {
 
 impl Submission {
     /// Ends a request that never ran.
-    fn refuse(&self, error: &Error) {
+    fn refuse(&self, error: &Error, board: &Board) {
+        board.leave_queue(self.request.n as usize);
         for sample in 0..self.request.n as usize {
             let completion = Box::new(Completion::failed(&self.request, self.seed, error.clone()));
             self.events.send(Event::Done { sample: self.first_index + sample, completion });
         }
         self.events.flush();
+    }
+}
+
+/// Where the thread ends, by a panic too, nothing waits or runs any more.
+struct Closing(Arc<Board>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.publish(Counts::default());
     }
 }
 
@@ -52,18 +63,20 @@ pub(super) fn run<B: Backend>(
     inbox: &Receiver<Message>,
     ready: &Sender<Result<Started>>,
 ) {
+    let _closing = Closing(board.clone());
+    let waiting_room = board.clone();
     let load = |backend: B| {
         let device = backend.describe();
         let machine =
             Machine::load(backend, &trio.checkpoints(), trio.member_of_role(), trio.vocabulary(), &options.machine())?;
-        let limits = limits(trio, &machine, options.max_model_len);
+        let limits = limits(trio, &machine, options);
         let started = Started { device, is_whole: machine.is_whole(), limits };
         Ok((Core::new(machine, trio.clone(), board, options.max_waiting), started))
     };
     match backend.and_then(load) {
         Ok((mut core, started)) => {
             if ready.send(Ok(started)).is_ok() {
-                serve(&mut core, inbox);
+                serve(&mut core, inbox, &waiting_room);
             }
         }
         // The starter waits for this answer; if it is gone there is nobody to tell.
@@ -71,8 +84,10 @@ pub(super) fn run<B: Backend>(
     }
 }
 
-fn limits<B: Backend>(trio: &Trio, machine: &Machine<B>, max_model_len: usize) -> Limits {
+fn limits<B: Backend>(trio: &Trio, machine: &Machine<B>, options: &EngineOptions) -> Limits {
+    let of_trio = trio.limits().with_max_model_len(options.max_model_len);
     Limits {
+        max_samples: of_trio.max_samples.min(u32::try_from(options.max_waiting).unwrap_or(u32::MAX)),
         penalties: machine.penalises(),
         record_top: machine.record_top(),
         pages: Some(PageLimits {
@@ -80,12 +95,12 @@ fn limits<B: Backend>(trio: &Trio, machine: &Machine<B>, max_model_len: usize) -
             page_tokens: machine.seats().map(|seat| machine.page_tokens(seat)),
             seats: machine.seats(),
         }),
-        ..trio.limits().with_max_model_len(max_model_len)
+        ..of_trio
     }
 }
 
 /// Until it is closed and all is done; after a device error, refuses everything.
-fn serve<B: Backend>(core: &mut Core<B>, inbox: &Receiver<Message>) {
+fn serve<B: Backend>(core: &mut Core<B>, inbox: &Receiver<Message>, board: &Board) {
     let (mut dead, mut is_open): (Option<Error>, bool) = (None, true);
     loop {
         let first = match (core.is_idle(), is_open) {
@@ -96,7 +111,7 @@ fn serve<B: Backend>(core: &mut Core<B>, inbox: &Receiver<Message>) {
         };
         for message in first.into_iter().chain(inbox.try_iter()).take(MESSAGES_PER_STEP) {
             match (message, &dead) {
-                (Message::Submit(submission), Some(error)) => submission.refuse(error),
+                (Message::Submit(submission), Some(error)) => submission.refuse(error, board),
                 (Message::Submit(submission), None) => core.arrive(submission),
                 (Message::Cancel(ids), _) => core.cancel(ids),
                 (Message::Close, _) => is_open = false,

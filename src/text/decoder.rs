@@ -43,12 +43,18 @@ impl Decoder {
                 let Some(decoders) = json.get("decoders").and_then(Value::as_array) else {
                     return refuse("Sequence without decoders".into());
                 };
-                // The crate parses the same file, and its recursion limit has bounded the nesting.
+                // The recursion limit of serde_json, which made this value, bounds the nesting.
                 return decoders.iter().try_for_each(|json| self.add(json, path));
             }
             Some("ByteLevel") => self.steps.push(Step::ByteLevel),
             Some("ByteFallback") => self.steps.push(Step::ByteFallback),
-            Some("Metaspace") => self.steps.push(replace(text("replacement").unwrap_or("▁"), " ")),
+            Some("Metaspace") => {
+                // One character, as the crate demands; an empty one would double every token.
+                let Some(replacement) = text("replacement").filter(|text| text.chars().count() == 1) else {
+                    return refuse("Metaspace needs a replacement of one character".into());
+                };
+                self.steps.push(replace(replacement, " "));
+            }
             Some("Replace") => {
                 let from = json.pointer("/pattern/String").and_then(Value::as_str);
                 let (Some(from), Some(to)) = (from, text("content")) else {

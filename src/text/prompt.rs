@@ -61,8 +61,8 @@ pub struct PromptRequest {
     /// The prompt, for every role without its own.
     pub text: String,
     /// What was said before it, oldest first. A chat template gets messages and replies, these without white space
-    /// around them; a role without one gets what it had read and written until then, so that its tokens stay the same,
-    /// and begins each further message on a new line.
+    /// around them; a role without one gets the text that it had read and written until then, and begins each further
+    /// message on a new line.
     pub turns: Vec<Turn>,
     /// Roles whose prompt is put into their chat template.
     pub chat: Roles,

@@ -5,7 +5,8 @@
 //! read do not use (other models, dropout, subword marks) is refused by name.
 //!
 //! The crate's own reader makes two trees of JSON of all tokens and merges before it makes a tokenizer: 40 MB for
-//! 49,152 tokens. Here they are read once, straight to where they stay.
+//! 49,152 tokens. Here no tree of them is made: a first pass over the text keeps only the model's type, a second one makes
+//! the map of tokens that the crate keeps, and the list of merges that it makes its own map from.
 
 use super::pre_tokenizer::{Inner, PreTokenizer};
 use super::tokenizer::MAX_IDS;

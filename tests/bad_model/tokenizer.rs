@@ -209,6 +209,7 @@ fn parts_of_the_pipeline_that_are_not_read() {
     let token = |name: &str| json!({"SpecialToken": {"id": name, "type_id": 0}});
     let text = |id: Value| json!({"Sequence": {"id": id, "type_id": 0}});
     let inside = |name: &str, list: &str, part: Value| json!({"type": name, list: [part]});
+    let metaspace = |label, value| part(label, "decoder", value, "Metaspace needs a replacement of one character");
     refuse(
         vec![
             part(
@@ -328,6 +329,13 @@ fn parts_of_the_pipeline_that_are_not_read() {
                 json!({"type": "Replace", "pattern": {"String": ""}, "content": ""}),
                 "not supported",
             ),
+            metaspace("a Metaspace without replacement", json!({"type": "Metaspace"})),
+            metaspace("a number for it", json!({"type": "Metaspace", "replacement": 7})),
+            metaspace("two characters", json!({"type": "Metaspace", "replacement": "ab"})),
+            metaspace("none, which doubles each time", {
+                let doubles = json!({"type": "Metaspace", "replacement": ""});
+                json!({"type": "Sequence", "decoders": vec![doubles; 3]})
+            }),
             part(
                 "stripping ends",
                 "decoder",

@@ -242,6 +242,23 @@ fn a_value_is_set_aside_where_what_it_belongs_to_is_not_given() {
 }
 
 #[test]
+fn a_template_is_set_aside_where_no_role_has_one() {
+    let (_template, path) = config("{{ messages[0].content }}");
+    let (_file, by_file) = config(&format!("chat_template = {path:?}\n[chat]\nchat = \"none\"\n"));
+    let template = ("PROXYTUNE_CHAT_TEMPLATE", path.as_str());
+    let chat = ["chat", "--demo", "--backend", "cpu"];
+    let with_none = [&chat[..], &["--chat", "none"]].concat();
+    assert_eq!(good(&run_in(&[template], &with_none)), "");
+    assert_eq!(good(&run_in(&[template, ("PROXYTUNE_CHAT", "none")], &chat)), "");
+    assert_eq!(good(&run_in(&[], &[&chat[..], &["--config", &by_file]].concat())), "");
+    let generate = ["generate", "--demo", "--backend", "cpu", "-p", QUESTION, "-n", "3", "--chat", "none"];
+    assert_eq!(good(&run_in(&[template], &generate)), good(&run(&generate)));
+    // It counts where a role has one.
+    let used = run_in(&[("PROXYTUNE_CHAT_TEMPLATE", "/no/such")], &chat);
+    assert_eq!(used.status.code(), Some(3), "{}", stderr(&used));
+}
+
+#[test]
 fn what_the_help_allows_can_be_given_by_layers() {
     let (_file, path) = config("temp = 9\n");
     let asked = [&["generate"], &ASK[..]].concat();

@@ -190,6 +190,16 @@ fn records_have_the_fields_of_a_step() {
     for name in ["kl_combined_base", "kl_expert_anti_expert", "cross_entropy"] {
         assert!(first[name].as_f64().is_some_and(|x| x > 0.0), "{name}: {first}");
     }
+    // Where the pair has no weight it is not run, and has no numbers.
+    for alone in [&["--alpha", "0"][..], &["--mode", "base"]] {
+        let first = &ask_json(&[&["--record", "1"], alone].concat())["record"][0];
+        for name in ["logprob", "rank", "entropy"] {
+            let [base, expert, anti, combined] = ["base", "expert", "anti_expert", "combined"].map(|r| &first[name][r]);
+            assert!(base.is_number() && base == combined && expert.is_null() && anti.is_null(), "{name}: {first}");
+        }
+        let of_pair = [&first["kl_expert_anti_expert"], &first["cross_entropy"], &first["top"][0]["z_expert"]];
+        assert_eq!((&first["kl_combined_base"], of_pair), (&json!(0.0), [&Value::Null; 3]), "{first}");
+    }
     let top = &first["top"][0];
     let z = |name: &str| top[name].as_f64().unwrap_or_else(|| panic!("{name} of {top}"));
     // f32 printed in full: three roundings of numbers below 32, each at most 2^-20.

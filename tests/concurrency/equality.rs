@@ -48,9 +48,9 @@ fn run_together(workload: &Workload, options: EngineOptions, setting: Setting) {
             let leaves_after = (random.below(5) == 0).then(|| random.below(30));
             let (engine, alone) = (&engine, &workload.alone[index]);
             scope.spawn(move || {
-                let mut events = engine.generate(request(&draft)).expect("it comes in");
+                let events = engine.generate(request(&draft)).expect("it comes in");
                 match leaves_after {
-                    Some(n_events) => drop(events.by_ref().take(n_events as usize).count()),
+                    Some(n_events) => drop(events.into_iter().take(n_events as usize).count()),
                     None => assert_equal(alone, &read(events, draft.n), &format!("{setting:?}, request {index}")),
                 }
             });
@@ -89,7 +89,7 @@ fn two_hundred_at_once_are_each_as_if_alone_on_cpu() {
 /// A software driver takes a hundred times as long for a step of the demo: fewer requests, two settings.
 #[test]
 fn twenty_four_at_once_are_each_as_if_alone_on_wgpu() {
-    let drafts = mixed(24, 30);
+    let drafts = mixed(24, 48);
     let options = EngineOptions { backend: BackendChoice::Wgpu, ..on_cpu(6, &drafts) };
     let workload = Workload::new(drafts, &start(EngineOptions { n_slots: 4, ..options.clone() }));
     for (prefill_rows, least_pool) in [(7, true), (64, false)] {

@@ -1,9 +1,10 @@
-//! A device that fails: every request that runs or waits fails with it, nothing more is served, and nobody hangs.
+//! A device that fails, or a thread that panics: every request that runs or waits fails with it, nothing more is served,
+//! and nobody hangs.
 
 use super::{on_cpu, read, request, trio};
 use proxytune::backend::cpu::Cpu;
 use proxytune::backend::*;
-use proxytune::engine::{Draft, Engine, FinishReason, Handle, Sampling};
+use proxytune::engine::{Draft, Engine, EngineOptions, FinishReason, Handle, Sampling};
 use proxytune::{Error, Result};
 use std::cell::Cell;
 use std::ops::Range;
@@ -16,11 +17,19 @@ enum Call {
     Collect,
 }
 
+/// What a call does then.
+#[derive(Clone, Copy)]
+enum Fault {
+    Fails,
+    Panics,
+}
+
 /// A CPU that is gone after `n_left` calls of one kind; from then on everything fails, as on a device that is lost.
 struct Failing {
     inner: Cpu,
     call: Call,
     n_left: Cell<usize>,
+    fault: Fault,
 }
 
 fn gone() -> Error {
@@ -32,7 +41,11 @@ impl Failing {
         if call == self.call && self.n_left.get() > 0 {
             self.n_left.set(self.n_left.get() - 1);
         }
-        if self.n_left.get() == 0 { Err(gone()) } else { Ok(()) }
+        match self.fault {
+            _ if self.n_left.get() > 0 => Ok(()),
+            Fault::Fails => Err(gone()),
+            Fault::Panics => panic!("a planted panic"),
+        }
     }
 }
 
@@ -123,16 +136,18 @@ fn draft() -> Draft {
     Draft { prompts: std::array::from_fn(|role| vec![50 + role as u32, 60]), sampling, n: 2, ..Draft::default() }
 }
 
-fn start(call: Call, n_left: usize) -> Handle {
-    let open = move || Ok(Failing { inner: Cpu::new(Some(1))?, call, n_left: Cell::new(n_left) });
-    Engine::start_on(trio().clone(), on_cpu(4, &[draft()]), open).expect("the engine starts")
+/// An engine whose queue holds what the tests put there first, and nothing more.
+fn start(fault: Fault, call: Call, n_left: usize) -> Handle {
+    let open = move || Ok(Failing { inner: Cpu::new(Some(1))?, call, n_left: Cell::new(n_left), fault });
+    let options = EngineOptions { max_waiting: 12, ..on_cpu(4, &[draft()]) };
+    Engine::start_on(trio().clone(), options, open).expect("the engine starts")
 }
 
 #[test]
 fn all_requests_fail_with_their_device() {
     // Uploads that fail come after those of loading, at the admission of some request.
     for (call, n_left) in [(Call::Submit, 1), (Call::Submit, 20), (Call::Collect, 20), (Call::Upload, 400)] {
-        let engine = start(call, n_left);
+        let engine = start(Fault::Fails, call, n_left);
         let submitted: Vec<_> =
             (0..6).map(|_| engine.generate(request(&draft())).expect("the engine takes it")).collect();
         for events in submitted {
@@ -143,8 +158,31 @@ fn all_requests_fail_with_their_device() {
         }
         let counts = engine.counts();
         assert_eq!((counts.waiting, counts.running), (0, 0), "{call:?} {n_left}");
-        for completion in read(engine.generate(request(&draft())).expect("the handle lives"), 2) {
-            assert_eq!((completion.error, completion.token_ids.len()), (Some(gone()), 0));
+        // More of them than may wait at a time.
+        for _ in 0..10 {
+            for completion in read(engine.generate(request(&draft())).expect("the handle lives"), 2) {
+                assert_eq!((completion.error, completion.token_ids.len()), (Some(gone()), 0));
+            }
         }
+    }
+}
+
+#[test]
+fn every_sample_ends_though_the_thread_panics() {
+    for (call, n_left) in [(Call::Submit, 1), (Call::Collect, 20), (Call::Upload, 400)] {
+        let engine = start(Fault::Panics, call, n_left);
+        let is_lost = |error: &Error| matches!(error, Error::Device { backend: "engine", .. });
+        for _ in 0..10 {
+            // Some are accepted before it panics, the others refused.
+            match engine.generate(request(&draft())) {
+                Ok(events) => {
+                    let done = read(events, 2);
+                    assert!(done.iter().all(|done| done.error.as_ref().is_some_and(is_lost)), "{call:?} {n_left}");
+                }
+                Err(error) => assert!(is_lost(&error), "{error}"),
+            }
+        }
+        let counts = engine.counts();
+        assert_eq!((counts.waiting, counts.running, counts.held), (0, 0, 0), "{call:?} {n_left}");
     }
 }

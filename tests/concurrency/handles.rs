@@ -1,8 +1,7 @@
-//! Handles and streams as programs use them: from many threads, as futures, dropped early, after a fork.
+//! Handles and streams as programs use them: from many threads, as futures, dropped early.
 
 use super::workload::mixed;
 use super::{alone, on_cpu, read, request, start};
-use proxytune::Error;
 use proxytune::engine::{Draft, EngineOptions, Event, EventStream, Handle, Sampling};
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -76,31 +75,4 @@ fn two_engines_in_one_process_do_not_know_each_other() {
         done.map(|completion| (completion.text, completion.token_ids)).collect::<Vec<_>>()
     });
     assert_eq!(said[0], said[1]);
-}
-
-/// A forked process has the memory of an engine, and not its thread.
-#[cfg(unix)]
-#[test]
-fn a_forked_process_is_refused() {
-    #[expect(unsafe_code, reason = "the standard library does not fork")]
-    unsafe extern "C" {
-        safe fn fork() -> i32;
-        safe fn waitpid(process: i32, status: &mut i32, options: i32) -> i32;
-        safe fn _exit(status: i32) -> !;
-    }
-    let engine = start(options());
-    let request = request(&short());
-    match fork() {
-        0 => {
-            let refused = matches!(engine.generate(request), Err(Error::Device { backend: "engine", .. }));
-            // Does not wait for a thread that is not there.
-            drop(engine);
-            _exit(if refused { 0 } else { 1 })
-        }
-        child => {
-            let mut status = -1;
-            assert_eq!((waitpid(child, &mut status, 0), status), (child, 0), "the child is refused and goes");
-        }
-    }
-    assert_eq!(alone(&engine, &short())[0].token_ids.len(), 12, "the parent is served on");
 }

@@ -64,6 +64,10 @@ fn who_runs_too_long_keeps_what_it_has() {
     assert_eq!((&error, error.exit_code()), (&Error::Timeout { param: "timeout", limit }, 6));
     assert_eq!((error.kind(), error.param()), ("timeout_error", Some("timeout")));
     assert!(expected.token_ids.starts_with(&late.token_ids) && expected.text.starts_with(&late.text));
+    // Of two equal limits one ends with the wait; the other still holds.
+    let both = Draft { timeout: Some(limit), queue_timeout: Some(limit), ..long() };
+    let late = read(generate(&engine, both), 1).remove(0).error;
+    assert!(matches!(late, Some(Error::Timeout { .. })), "{late:?}");
     until_empty(&engine);
     assert_eq!(alone(&engine, &long())[0].token_ids, expected.token_ids);
 }
@@ -71,10 +75,10 @@ fn who_runs_too_long_keeps_what_it_has() {
 #[test]
 fn more_than_may_wait_are_refused_at_once() {
     let engine = start(EngineOptions { max_waiting: 2, ..one_at_a_time() });
-    let mut running = generate(&engine, long());
+    let mut running = generate(&engine, long()).into_iter();
     assert!(matches!(running.next(), Some(Event::Token { .. })), "it has its slot");
     let queued = [generate(&engine, long()), generate(&engine, long())];
-    let refused = engine.generate(request(&long())).err().expect("two wait");
+    let refused = engine.generate(request(&long())).expect_err("two wait");
     assert_eq!(refused, Error::Overloaded { limit: 2 });
     assert_eq!((refused.exit_code(), refused.kind()), (6, "overloaded_error"));
     drop(queued);

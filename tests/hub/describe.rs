@@ -134,10 +134,15 @@ fn the_old_commit_stays_what_a_branch_is() {
 
 /// tiny/base whose header is longer than what is asked for at first.
 fn with_long_header() -> Files {
+    with_longer_header(2 * AHEAD)
+}
+
+/// tiny/base whose header has more than `n` bytes.
+fn with_longer_header(n: usize) -> Files {
     let mut files = golden("base");
     let whole = weights();
     let mut header: Value = serde_json::from_slice(&whole[8..n_header(&whole)]).expect("a header");
-    header["__metadata__"] = json!({ "a": "b".repeat(2 * AHEAD) });
+    header["__metadata__"] = json!({ "a": "b".repeat(n) });
     let text = header.to_string();
     let file = [&(text.len() as u64).to_le_bytes(), text.as_bytes(), &whole[n_header(&whole)..]].concat();
     files.insert(WEIGHTS.into(), file);
@@ -156,6 +161,21 @@ fn a_long_header_takes_two_requests() {
     assert_eq!(ranges(&desk.hub.log()), [(Some(0), Some(AHEAD)), (Some(AHEAD), Some(end))]);
 }
 
+/// Less than was asked for is no fault: the rest is asked for.
+#[test]
+fn a_server_may_send_less_at_a_time() {
+    let desk = Desk::new();
+    let expected = report(&desk.describe("compat", &BASE, &[]));
+    let files = with_long_header();
+    let end = n_header(&files[WEIGHTS]);
+    desk.hub.publish("tiny/base", "main", files);
+    desk.hub.log();
+    desk.hub.plan(WEIGHTS, usize::MAX, Fault::Short(50_000));
+    assert_eq!(report(&desk.describe("compat", &BASE, &[])), expected);
+    let asked = [(0, AHEAD), (50_000, end), (100_000, end.max(100_000 + AHEAD))];
+    assert_eq!(ranges(&desk.hub.log()), asked.map(|(start, end)| (Some(start), Some(end))));
+}
+
 #[test]
 fn each_shard_has_a_header() {
     let desk = Desk::new();
@@ -164,6 +184,34 @@ fn each_shard_has_a_header() {
     desk.hub.log();
     assert_eq!(report(&desk.describe("compat", &BASE, &[])), expected);
     assert_eq!(desk.hub.files_asked(), [INDEX, "all%20of%20it.safetensors"]);
+}
+
+/// All headers stay in memory until the model is described.
+#[test]
+fn headers_are_bounded_together() {
+    const QUARTER: usize = 16 << 20;
+    let names = ["1.safetensors", "2.safetensors", "3.safetensors", "4.safetensors"];
+    let desk = Desk::new();
+    for (n_last, part) in [
+        // Right up to the limit all come, and then the first is no JSON.
+        (QUARTER, "1.safetensors: byte 8: the header is not valid"),
+        (QUARTER + 1, "4.safetensors: with its header all are 67108865 bytes, the limit is 67108864"),
+    ] {
+        let mut files = golden("base");
+        files.remove(WEIGHTS).expect("it has weights");
+        for (name, n_bytes) in names.into_iter().zip([QUARTER, QUARTER, QUARTER, n_last]) {
+            let mut shard = vec![0; n_bytes];
+            shard[..8].copy_from_slice(&(n_bytes as u64 - 8).to_le_bytes());
+            files.insert(name.into(), shard);
+        }
+        let map: serde_json::Map<_, _> = names.into_iter().map(|name| (format!("in {name}"), json!(name))).collect();
+        files.insert(INDEX.into(), json!({ "weight_map": map }).to_string().into_bytes());
+        desk.hub.publish("tiny/base", "main", files);
+        desk.hub.log();
+        refused(&desk.describe("compat", &BASE, &[]), &[part]);
+        // Of the last header no more than what says its length.
+        assert_eq!(ranges(&desk.hub.log()).len(), if n_last > QUARTER { 7 } else { 8 });
+    }
 }
 
 /// It sends all of the file; nothing comes behind the header, and who reads on waits for an hour.
@@ -202,13 +250,31 @@ fn a_cut_connection_is_taken_up_again() {
     }
 }
 
+/// Many more times than in a row without a byte.
+#[test]
+fn a_connection_that_is_cut_for_ever_is_enough() {
+    let desk = Desk::new();
+    let expected = report(&desk.describe("compat", &BASE, &[]));
+    let files = with_longer_header(40_000);
+    let end = n_header(&files[WEIGHTS]);
+    desk.hub.publish("tiny/base", "main", files);
+    desk.hub.log();
+    desk.hub.plan(WEIGHTS, usize::MAX, Fault::Cut(5_000));
+    assert_eq!(report(&desk.describe("compat", &BASE, &[])), expected);
+    let starts: Vec<_> = ranges(&desk.hub.log()).into_iter().filter_map(|(start, _)| start).collect();
+    assert_eq!(starts, (0..end).step_by(5_000).collect::<Vec<_>>());
+}
+
 #[test]
 fn an_answer_that_cannot_be_it_is_refused() {
     let page = b"<html>Log in</html>".to_vec();
     let with_length = |n: u64| [&n.to_le_bytes(), &weights()[8..]].concat();
     for (fault, parts) in [
         (Fault::Other(page.clone()), &["the server has 19 bytes, the hub's listing says 324272"][..]),
-        (Fault::Range("bytes 7-9/324272"), &["asked from byte 0 on, the server answers Some(\"bytes 7-9/324272\")"]),
+        (Fault::Range("bytes 7-9/324272"), &["bytes 0-65535, the server answers Some(\"bytes 7-9/324272\")"]),
+        (Fault::Range("bytes 0-65536/324272"), &["asked for bytes 0-65535, the server answers", "0-65536/324272"]),
+        (Fault::Range("bytes 0-/324272"), &["asked for bytes 0-65535, the server answers", "bytes 0-/324272"]),
+        (Fault::Range("bytes 0-9/324272"), &["the server announces bytes 0-9, and then 65536 bytes"]),
         (Fault::Range("bytes 0-65535/99"), &["the server has 99 bytes, the hub's listing says 324272"]),
         (Fault::Other(with_length(0)), &["snapshots", "byte 0: header length 0, must be 2 to 324264"]),
         (Fault::Other(with_length(1 << 40)), &["snapshots", "header length 1099511627776, must be 2 to 324264"]),

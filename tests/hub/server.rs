@@ -51,6 +51,8 @@ pub(crate) enum Fault {
     Whole(usize),
     /// Ranges are not heard, and nothing comes after so many bytes of the body.
     WholeStall(usize),
+    /// At most so many bytes of a range come, and no more are announced.
+    Short(usize),
     /// Another range than was asked for, by the header alone.
     Range(&'static str),
     /// Something else is there, of whatever length.
@@ -256,6 +258,10 @@ impl Answer {
             Some(Fault::Stall(n)) => (end, stalls) = (n, true),
             Some(Fault::Whole(n)) => (self.start, end) = (None, n),
             Some(Fault::WholeStall(n)) => (self.start, end, stalls) = (None, n, true),
+            Some(Fault::Short(n)) => {
+                let end = self.start.unwrap_or(0) + n;
+                self.end = Some(self.end.map_or(end, |asked| asked.min(end)));
+            }
             Some(Fault::Range(other)) => range = Some(other),
             Some(Fault::Other(bytes)) => self.body = bytes,
             Some(Fault::Unannounced(bytes)) => (self.body, is_announced) = (bytes, false),

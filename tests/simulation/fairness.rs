@@ -8,8 +8,7 @@ pub(crate) struct Fairness {
     pub(crate) served: Vec<u64>,
     /// Rows that each tenant's unanswered requests can take at most.
     outstanding: Vec<u64>,
-    was_backlogged: Vec<bool>,
-    /// Per pair, the least and the largest `served[i] - served[j]` since both have been waiting.
+    /// Per pair, the least and the largest `served[i] - served[j]` since both wait.
     spans: Vec<Option<(i64, i64)>>,
     most_prompt_rows: u64,
     most_response_rows: u64,
@@ -23,7 +22,6 @@ impl Fairness {
             n_slots: n_slots as u64,
             served: vec![0; n_tenants],
             outstanding: vec![0; n_tenants],
-            was_backlogged: vec![false; n_tenants],
             spans: vec![None; n_tenants * n_tenants],
             most_prompt_rows: 0,
             most_response_rows: 0,
@@ -53,17 +51,16 @@ impl Fairness {
         self.most_prompt_rows + self.n_slots * self.most_response_rows
     }
 
-    /// Takes in what a step served, and who has a request that could come in and waits. While two tenants wait, what they
-    /// are served grows apart by at most 2 U (arXiv 2401.00588, theorem 4.4).
+    /// Takes in what a step served, and whose requests waited for nothing but their turn all the time since the step
+    /// before. While two tenants wait so, what they are served grows apart by at most 2 U (arXiv 2401.00588, theorem 4.4).
     pub(crate) fn step(&mut self, served: &[u64], backlogged: &[bool]) {
         self.served.iter_mut().zip(served).for_each(|(sum, &rows)| *sum += rows);
         let n = self.served.len();
         let limit = 2 * self.most_between_turns();
         for (i, j) in (0..n).flat_map(|i| (i + 1..n).map(move |j| (i, j))) {
             let lead = self.served[i] as i64 - self.served[j] as i64;
-            let waits = |tenant: usize| backlogged[tenant] && self.was_backlogged[tenant];
             let span = &mut self.spans[i * n + j];
-            if !waits(i) || !waits(j) {
+            if !backlogged[i] || !backlogged[j] {
                 *span = None;
                 continue;
             }
@@ -74,6 +71,5 @@ impl Fairness {
             assert!(gap <= limit, "of two tenants that wait, one was served {gap} rows more; {limit} are allowed");
             self.largest_share = self.largest_share.max(gap as f64 / limit as f64);
         }
-        self.was_backlogged.copy_from_slice(backlogged);
     }
 }

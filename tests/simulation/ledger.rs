@@ -139,7 +139,7 @@ impl Ledger {
             }
             None => self.line.leave(id, self.live[&id].script.tenant),
         }
-        self.line.let_go(id);
+        self.line.succeed(id);
         self.live.remove(&id).expect("a request is answered once")
     }
 
@@ -147,7 +147,7 @@ impl Ledger {
     pub(crate) fn end(&mut self, id: RequestId) -> Live {
         let slot = self.slot_of(id).expect("what ends is in a slot");
         self.release(slot);
-        self.line.let_go(id);
+        self.line.succeed(id);
         self.live.remove(&id).expect("a request is answered once")
     }
 
@@ -183,7 +183,7 @@ impl Ledger {
             self.admit(admission, &work.copies, &mut done);
         }
         work.grown.iter().for_each(|growth| self.grow(growth));
-        work.copies.iter().for_each(|copy| self.check_copy(copy, &work.admitted));
+        work.copies.iter().for_each(|copy| self.check_copy(copy, work));
         self.rows(work, &mut done);
         self.draws(work);
         self.check_limits(work);
@@ -296,10 +296,13 @@ impl Ledger {
         holder.pages[growth.lane].extend(&growth.pages);
     }
 
-    /// A copy is for a request that comes in, into a page that it alone has.
-    fn check_copy(&self, copy: &PageCopy, admitted: &[Admission]) {
+    /// A copy is for a request that comes in, into a page that it alone has, and no other copy's.
+    fn check_copy(&self, copy: &PageCopy, work: &Work) {
         assert_eq!(self.n_holding[copy.to as usize], 1, "{copy:?} goes to a page of several");
-        let comes_in = admitted.iter().any(|admission| admission.pages.iter().flatten().any(|&page| page == copy.to));
+        let others = work.copies.iter().filter(|other| other.to == copy.to || other.from == copy.to);
+        assert_eq!(others.count(), 1, "{copy:?} meets another copy");
+        let comes_in =
+            work.admitted.iter().any(|admission| admission.pages.iter().flatten().any(|&page| page == copy.to));
         assert!(comes_in && copy.from != copy.to, "{copy:?} is for nobody");
     }
 

@@ -18,9 +18,11 @@ mod summary;
 mod world;
 
 use rng::Rng;
-use sabotage::{FAULTS, Fault, Sabotage};
+use sabotage::{FAULTS, Sabotage};
 use setup::Setup;
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use summary::Summary;
@@ -29,10 +31,10 @@ use world::World;
 /// Steps in CI.
 const N_STEPS: u64 = 1_000_000;
 
-fn run(seed: u64, fault: Option<Fault>) -> Summary {
+fn run(seed: u64, sabotage: Option<Sabotage>) -> Summary {
     let mut rng = Rng::new(seed);
     let setup = Setup::new(&mut rng);
-    World::new(setup, rng, fault.map(|fault| Sabotage::new(fault, Rng::new(seed)))).run()
+    World::new(setup, rng, sabotage).run()
 }
 
 fn from_environment(name: &str) -> Option<u64> {
@@ -94,13 +96,17 @@ fn a_seed_replays_exactly() {
 #[test]
 fn every_fault_is_found() {
     for fault in FAULTS {
-        let (mut n_found, mut seed) = (0, 0);
-        while n_found < 5 {
-            seed += 1;
-            match catch_unwind(AssertUnwindSafe(|| run(seed, Some(fault)))) {
-                Ok(summary) => assert!(!summary.is_spoiled, "{fault:?} is not found by seed {seed}"),
-                Err(_) => n_found += 1,
+        let mut n_found = 0;
+        for seed in 1..=500 {
+            let is_spoiled = Rc::new(Cell::new(false));
+            let sabotage = Sabotage::new(fault, Rng::new(seed), is_spoiled.clone());
+            let is_found = catch_unwind(AssertUnwindSafe(|| run(seed, Some(sabotage)))).is_err();
+            assert_eq!(is_found, is_spoiled.get(), "{fault:?}, seed {seed}");
+            n_found += u32::from(is_found);
+            if n_found == 5 {
+                break;
             }
         }
+        assert_eq!(n_found, 5, "{fault:?} is hardly ever made");
     }
 }

@@ -3,6 +3,8 @@
 use crate::rng::Rng;
 use proxytune::backend::params::Row;
 use proxytune::engine::scheduler::{Admission, Work};
+use std::cell::Cell;
+use std::rc::Rc;
 
 /// One way to spoil a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,20 +68,22 @@ pub(crate) struct Sabotage {
     rng: Rng,
     /// Steps that are left alone first.
     n_spared: u64,
-    pub(crate) is_done: bool,
+    /// Whether a step was spoiled: told outside of the run, which may panic.
+    is_done: Rc<Cell<bool>>,
 }
 
 impl Sabotage {
-    pub(crate) fn new(fault: Fault, mut rng: Rng) -> Self {
-        Self { fault, n_spared: rng.below(100) as u64, rng, is_done: false }
+    pub(crate) fn new(fault: Fault, mut rng: Rng, is_done: Rc<Cell<bool>>) -> Self {
+        Self { fault, n_spared: rng.below(100) as u64, rng, is_done }
     }
 
     /// Spoils this step, unless it has been done, or this one has nothing to spoil.
     pub(crate) fn spoil(&mut self, work: &mut Work) {
         if self.n_spared > 0 {
             self.n_spared -= 1;
-        } else if !self.is_done {
-            self.is_done = self.try_spoil(work).is_some();
+        } else if !self.is_done.get() {
+            let is_done = self.try_spoil(work).is_some();
+            self.is_done.set(is_done);
         }
     }
 

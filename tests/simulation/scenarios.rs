@@ -86,6 +86,28 @@ fn tenants_that_stay_backlogged_are_served_alike() {
     finish(world);
 }
 
+/// One tenant works alone for long; when another comes, both are served alike from then on.
+#[test]
+fn being_away_earns_nothing() {
+    let mut world = world(sizes(2, 100), 2);
+    (0..400).for_each(|id| world.arrive(Order::new(id, 0, base_alone(10, 20 * id as u32), 10, None)));
+    (0..500).for_each(|_| world.turn());
+    (400..800).for_each(|id| world.arrive(Order::new(id, 1, base_alone(10, 20 * id as u32), 10, None)));
+    finish(world);
+}
+
+/// While the samples of one prompt wait for it, others fill the slots. That is no debt to their tenant: were it paid back,
+/// two tenants that wait would be served further apart than [`crate::fairness`] allows.
+#[test]
+fn waiting_for_the_own_prompt_earns_nothing() {
+    let mut world = world(Sizes { prefill_rows: vec![1, 1], lag: 0, ..sizes(8, 1000) }, 2);
+    (0..4).for_each(|id| world.arrive(Order::new(id, 1, base_alone(40, 0), 1, (id > 0).then_some(0))));
+    (4..100).for_each(|id| world.arrive(Order::new(id, 0, base_alone(40, 100 * id as u32), 1, None)));
+    (0..45).for_each(|_| world.turn());
+    (100..200).for_each(|id| world.arrive(Order::new(id, 1, base_alone(40, 100 * id as u32), 1, None)));
+    finish(world);
+}
+
 /// Full pages that lie before the last token are found, by the same tenant only, and a chat finds its response.
 #[test]
 fn a_repeated_prompt_is_found_computed() {

@@ -41,13 +41,12 @@ pub(crate) struct Summary {
     pub(crate) n_missed: u64,
     pub(crate) n_copies: u64,
     pub(crate) n_grown: u64,
+    /// Steps that were read because the next could not be made before: for want of pages, for the host, or at the end.
     pub(crate) n_collects: u64,
     /// Largest gap in service over what is allowed.
     pub(crate) largest_share: f64,
     /// Of all that the scheduler said: two runs of one seed must agree.
     pub(crate) digest: u64,
-    /// A step was spoiled, and nobody saw it.
-    pub(crate) is_spoiled: bool,
 }
 
 impl Summary {
@@ -88,7 +87,7 @@ impl fmt::Display for Summary {
         line("tokens not found", self.n_missed)?;
         line("pages copied", self.n_copies)?;
         line("pages grown", self.n_grown)?;
-        line("steps read for want of pages", self.n_collects)?;
+        line("steps read before another", self.n_collects)?;
         writeln!(f, "{:<28}{:>14.2}", "largest service gap / bound", self.largest_share)
     }
 }

@@ -74,7 +74,6 @@ impl World {
         }
         self.check_end();
         self.summary.largest_share = self.fairness.largest_share;
-        self.summary.is_spoiled = self.sabotage.is_some_and(|sabotage| sabotage.is_done);
         self.summary
     }
 
@@ -90,8 +89,9 @@ impl World {
         self.summary.n_requests += 1;
         let Order { arrival, script, queue_patience, patience } = order;
         let (id, leader) = (arrival.id, arrival.leader);
-        // Those that were preempted wait too, and may be more.
-        let is_full = self.scheduler.counts().waiting >= self.setup.sizes.max_waiting;
+        // Those that were preempted wait too, and take nobody's place.
+        let counts = self.scheduler.counts();
+        let is_full = counts.waiting - counts.preempted >= self.setup.sizes.max_waiting;
         let pages = |n_new: usize| -> usize {
             let tokens = |lane: &crate::script::Lane| self.setup.sizes.page_tokens[lane.seat.stack];
             script.lanes.iter().map(|lane| (lane.prompt.len() + n_new).div_ceil(tokens(lane))).sum()

@@ -24,11 +24,18 @@ impl<'a> Beginning<'a> {
         Self { wire, url, content, bytes: Vec::new() }
     }
 
-    /// Brings at least the first `end` bytes, which the file has.
+    /// Brings at least the first `end` bytes, which the file has, in as many attempts as bring something and a few that
+    /// do not.
     pub(super) fn reach(&mut self, end: u64) -> Result<(), Failure> {
         let mut patience = Patience::new(MAX_ATTEMPTS);
+        // As in a download: a server that sends all of it again brings nothing until it gets farther than before.
+        let mut farthest = self.n_bytes();
         while self.n_bytes() < end {
             if let Err(failure) = self.transfer(end) {
+                if self.n_bytes() > farthest {
+                    farthest = self.n_bytes();
+                    patience = Patience::new(MAX_ATTEMPTS);
+                }
                 patience.bear(failure)?;
             }
         }
@@ -39,38 +46,52 @@ impl<'a> Beginning<'a> {
         self.bytes.len() as u64
     }
 
-    /// One request.
+    /// One request. A server may send less of a file at a time than is asked for.
     fn transfer(&mut self, end: u64) -> Result<(), Failure> {
         let start = self.n_bytes();
         let part = start..end.max(start + AHEAD_BYTES).min(self.content.n_bytes);
         let response = self.wire.get(self.url, Some(format!("bytes={}-{}", part.start, part.end - 1)))?;
-        let limit = if response.status() == StatusCode::PARTIAL_CONTENT {
-            self.check_part(response.headers(), &part)?;
-            part.end - start
+        let n_announced = if response.status() == StatusCode::PARTIAL_CONTENT {
+            self.check_part(response.headers(), &part)?
         } else {
             // All of the file, from a server that knows no ranges: no more of it is read than is needed.
             self.check_whole(response.headers())?;
             self.bytes.clear();
             end
         };
-        let mut body = response.into_body().into_reader().take(limit);
-        let read = body.read_to_end(&mut self.bytes);
-        read.map_err(|error| self.wire.broken(error, self.n_bytes()))?;
-        if self.n_bytes() < end {
-            return Err(self.wire.broken(io::ErrorKind::UnexpectedEof.into(), self.n_bytes()));
+        let mut body = response.into_body().into_reader().take(n_announced);
+        match body.read_to_end(&mut self.bytes) {
+            Ok(n) if n as u64 == n_announced => Ok(()),
+            Ok(_) => Err(self.wire.broken(io::ErrorKind::UnexpectedEof.into(), self.n_bytes())),
+            Err(error) => Err(self.wire.broken(error, self.n_bytes())),
         }
-        Ok(())
     }
 
-    /// Refuses a part that begins elsewhere, or is of a file of another length than the listing's.
-    fn check_part(&self, headers: &HeaderMap, part: &Range<u64>) -> Result<(), Failure> {
+    /// Bytes of the part that the server announces, at least one. Refuses a part that begins elsewhere, goes on past what
+    /// was asked for, has another length than its range, or is of a file of another length than the listing's.
+    fn check_part(&self, headers: &HeaderMap, part: &Range<u64>) -> Result<u64, Failure> {
         let range = headers.get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
-        let of =
-            |range: &str| Some(range.strip_prefix(&format!("bytes {}-", part.start))?.split_once('/')?.1.to_string());
-        match range.and_then(of) {
-            Some(total) if total == "*" || total == self.content.n_bytes.to_string() => Ok(()),
-            Some(total) => Err(self.content.differs(format!("the server has {total} bytes"))),
-            None => Err(Failure::lasting(format!("asked from byte {} on, the server answers {range:?}", part.start))),
+        let refused = || {
+            let (first, last) = (part.start, part.end - 1);
+            Failure::lasting(format!("asked for bytes {first}-{last}, the server answers {range:?}"))
+        };
+        let (range, total) =
+            range.and_then(|range| range.strip_prefix("bytes ")?.split_once('/')).ok_or_else(refused)?;
+        if total != "*" && total != self.content.n_bytes.to_string() {
+            return Err(self.content.differs(format!("the server has {total} bytes")));
+        }
+        let parsed = range.split_once('-').and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
+        let (first, last): (u64, u64) = parsed.ok_or_else(refused)?;
+        if first != part.start || !part.contains(&last) {
+            return Err(refused());
+        }
+        let n_bytes = last + 1 - first;
+        match number(headers, &CONTENT_LENGTH) {
+            Some(other) if other != n_bytes => {
+                let message = format!("the server announces bytes {range}, and then {other} bytes");
+                Err(Failure::lasting(message))
+            }
+            _ => Ok(n_bytes),
         }
     }
 

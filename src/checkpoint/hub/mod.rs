@@ -45,6 +45,9 @@ const OPTIONAL: [&str; 5] = [
 /// Limit of every file but the weights, by the hub's own word, before a byte of it comes.
 const MAX_SMALL_BYTES: u64 = 64 << 20;
 
+/// Limit of all headers of a model together, which stay in memory: room for half a million tensors of 130 bytes.
+const MAX_HEADERS_BYTES: u64 = 64 << 20;
+
 /// What of a model's weights is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Weights {
@@ -204,21 +207,21 @@ impl Repo<'_> {
         }
         let source = Source::directory(&directory);
         ModelConfig::read(&source)?;
-        let mut headers = Vec::new();
+        let mut headers = Headers::default();
         for file in self.weights_files(listing, &source, watch)? {
             if self.weights == Weights::All || self.is_cached(listing, &file)? {
                 self.fetch_file(listing, &file, u64::MAX, watch)?;
             } else {
-                headers.push(self.fetch_header(listing, file, watch)?);
+                self.fetch_header(listing, file, &mut headers, watch)?;
             }
         }
         for file in OPTIONAL.iter().filter(|file| !listing.has(file) && !self.cache.knows(&listing.commit, file)) {
             // A note saves the next run a request and no more: a cache that cannot be written is still good to read.
             let _ = self.cache.note_absent(&listing.commit, file);
         }
-        if !headers.is_empty() {
+        if !headers.all.is_empty() {
             // The revision is not noted: without the hub it stays the commit that the cache has whole.
-            return Ok(Source::Described { directory, headers: headers.into() });
+            return Ok(Source::Described { directory, headers: headers.all.into() });
         }
         let noted = self.cache.note_commit(self.revision, &listing.commit);
         noted.map_err(|error| self.error(None, None, format!("writing to the cache: {error}")))?;
@@ -273,8 +276,8 @@ impl Repo<'_> {
         download.run(watch).map_err(|failure| self.refused(Some(file), failure))
     }
 
-    /// Brings the header of a file of weights, and nothing into the cache.
-    fn fetch_header(&self, listing: &Listing, file: String, watch: Watch) -> Result<Header> {
+    /// Brings the header of a file of weights to the others, and nothing into the cache.
+    fn fetch_header(&self, listing: &Listing, file: String, headers: &mut Headers, watch: Watch) -> Result<()> {
         let content = self.content(listing, &file)?;
         let path = self.cache.snapshot(&listing.commit).join(&file);
         let url = self.url(listing, &file);
@@ -283,8 +286,16 @@ impl Repo<'_> {
         let refused = |failure| self.refused(Some(&file), failure);
         beginning.reach(safetensors::LENGTH_BYTES.min(content.n_bytes)).map_err(refused)?;
         let end = safetensors::header_end(&path, &beginning.bytes, content.n_bytes)?;
+        headers.n_bytes += end;
+        if headers.n_bytes > MAX_HEADERS_BYTES {
+            let so_far = headers.n_bytes;
+            let message = format!("with its header all are {so_far} bytes, the limit is {MAX_HEADERS_BYTES}");
+            return Err(self.error(Some(&file), None, message));
+        }
         beginning.reach(end).map_err(refused)?;
-        Ok(Header { n_bytes: content.n_bytes, start: beginning.bytes, file })
+        let start = beginning.bytes[..end as usize].into();
+        headers.all.push(Header { n_bytes: content.n_bytes, start, file });
+        Ok(())
     }
 
     fn url(&self, listing: &Listing, file: &str) -> String {
@@ -326,6 +337,14 @@ impl Repo<'_> {
         };
         self.error(file, failure.status, message)
     }
+}
+
+/// Headers of a model as they come.
+#[derive(Default)]
+struct Headers {
+    all: Vec<Header>,
+    /// All of them together.
+    n_bytes: u64,
 }
 
 /// A snapshot that a model can be run with.

@@ -9,7 +9,9 @@ pub(super) const HELP: &str = "\
 /reset        forget what was said
 /record       how each token of the last reply came about
 /help         this list
-A message that begins with / has a space before it. Ctrl-C stops a reply, Ctrl-D ends the chat.";
+A message that begins with / has a space before it.";
+/// Shown below it to a person.
+pub(super) const KEYS: &str = "Ctrl-C stops a reply, Ctrl-D ends the chat.";
 
 /// A command, as it was typed.
 #[derive(Debug, PartialEq)]

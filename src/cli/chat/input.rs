@@ -7,8 +7,8 @@ use rustyline::history::MemHistory;
 use rustyline::{Config, Editor};
 use std::io::{self, BufRead, IsTerminal, Read};
 
-/// Longest line of a pipe: enough for the tokenizer to say that it is too long.
-const MAX_LINE_BYTES: u64 = MAX_TEXT_BYTES as u64 + 8;
+/// Bytes that are read of a pipe's line: a text of the greatest length and the line's end.
+const MAX_LINE_BYTES: u64 = MAX_TEXT_BYTES as u64 + 2;
 const MARK: &str = "> ";
 
 /// Where lines come from.
@@ -50,6 +50,9 @@ impl Input {
                 Ok(line) => Ok(Said::Line(line)),
                 Err(ReadlineError::Eof) => Ok(Said::End),
                 Err(ReadlineError::Interrupted) => Ok(Said::Nothing),
+                Err(ReadlineError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                    Ok(Said::Unreadable(Error::argument("message", "invalid utf-8")))
+                }
                 Err(error) => Err(failed(&error)),
             },
             Input::Pipe => line_of(&mut io::stdin().lock()),
@@ -67,6 +70,8 @@ fn line_of(from: &mut impl BufRead) -> Result<Said> {
         bytes.pop_if(|byte| *byte == b'\r');
     } else if n as u64 == MAX_LINE_BYTES {
         from.skip_until(b'\n').map_err(|error| failed(&error))?;
+        let message = format!("longer than {MAX_TEXT_BYTES} bytes");
+        return Ok(Said::Unreadable(Error::argument("message", message)));
     }
     Ok(match String::from_utf8(bytes) {
         Ok(line) => Said::Line(line),
@@ -84,20 +89,23 @@ mod tests {
 
     #[test]
     fn a_pipe_gives_lines_whatever_is_in_them() {
-        let long = vec![b'x'; MAX_LINE_BYTES as usize + 5];
-        let bytes = [b"a\r\n\n\xff\xfe\n", &long[..], b"\nlast\r"].concat();
+        let long = vec![b'x'; MAX_TEXT_BYTES];
+        // One byte more, and a letter of two bytes where reading stops.
+        let (longer, cut) = ([&long[..], b"xx\n"].concat(), [&long[..], "x\u{e9}\n".as_bytes()].concat());
+        let bytes = [b"a\r\n\n\xff\xfe\n", &long[..], b"\r\n", &longer, &cut, b"last\r"].concat();
         let mut from = &bytes[..];
         let mut seen = Vec::new();
         loop {
             match line_of(&mut from).expect("memory can be read") {
                 Said::Line(line) => seen.push(line),
-                Said::Unreadable(error) => seen.push(format!("{}?", error.param().unwrap_or_default())),
+                Said::Unreadable(error) => seen.push(error.to_string()),
                 Said::Nothing => panic!("nobody presses a key"),
                 Said::End => break,
             }
         }
-        let lengths: Vec<usize> = seen.iter().map(String::len).collect();
-        assert_eq!(lengths, [1, 0, 8, MAX_LINE_BYTES as usize, 5]);
-        assert_eq!((&seen[0][..], &seen[2][..], &seen[4][..]), ("a", "message?", "last\r"));
+        assert_eq!((seen.len(), &seen[0][..], &seen[1][..], seen[3].len()), (7, "a", "", MAX_TEXT_BYTES));
+        assert!(seen[2].starts_with("message: invalid utf-8"), "{}", seen[2]);
+        let too_long = "message: longer than 1048576 bytes";
+        assert_eq!(seen[4..], [too_long, too_long, "last\r"]);
     }
 }

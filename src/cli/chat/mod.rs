@@ -10,6 +10,7 @@ mod record;
 use super::args::ChatArgs;
 use super::interrupt::{self, Watch};
 use super::loading;
+use super::open::model_len;
 use super::output::{Stdout, to_stderr};
 use super::sampling::{Room, SamplingFields};
 use crate::backend::params::StepRecord;
@@ -19,12 +20,9 @@ use crate::engine::trio::Trio;
 use crate::engine::{self, EngineOptions, EventStream, Handle};
 use crate::text::prompt::{PromptRequest, Roles, Turn};
 use crate::{Error, Result};
-use commands::{Command, HELP};
+use commands::{Command, HELP, KEYS};
 use input::{Input, Said};
 use std::sync::Arc;
-
-/// Longest conversation, where none is asked for: models are made for more than most need.
-const DEFAULT_MODEL_LEN: usize = 4_096;
 
 pub(super) fn run(args: ChatArgs) -> Result<()> {
     let roles: Roles = args.chat.as_deref().unwrap_or("expert").parse()?;
@@ -32,17 +30,15 @@ pub(super) fn run(args: ChatArgs) -> Result<()> {
         return Err(Error::argument("chat_template", "has no effect without --chat"));
     }
     let trio = args.models.open_trio()?;
-    let positions = trio.limits().positions.into_iter().min().expect("three roles");
-    let max_model_len = args.max_model_len.map_or(positions.min(DEFAULT_MODEL_LEN), |len| len as usize);
     let mut chat = Chat {
         prompt: PromptRequest { chat: roles, system: args.system_prompt, ..PromptRequest::default() },
-        max_model_len: max_model_len.min(positions),
+        max_model_len: model_len(args.max_model_len, args.sampling.positions(&trio))?,
         sampling: args.sampling,
         record: None,
         trio,
     };
     // What no message could mend is refused before weights are read.
-    let (_, first) = chat.request("Hello")?;
+    let (_, first) = chat.request(chat.opening())?;
     let sized = EngineOptions { max_model_len: chat.max_model_len, ..EngineOptions::sized_for(&[first]) };
     let engine = loading::start(&chat.trio, args.device.engine(sized))?;
     let mut input = Input::new()?;
@@ -80,8 +76,8 @@ impl Chat {
                 }
                 Said::Unreadable(error) => Err(error),
                 Said::Line(line) => match Command::parse(&line) {
-                    Some(command) => command.and_then(|command| self.obey(command)),
-                    None => self.answer(engine, &line, input.is_person()),
+                    Some(command) => command.and_then(|command| self.obey(command, input)),
+                    None => self.answer(engine, &line, input),
                 },
             };
             total += 1;
@@ -103,9 +99,14 @@ impl Chat {
         }
     }
 
-    fn obey(&mut self, command: Command) -> Result<()> {
+    fn obey(&mut self, command: Command, input: &Input) -> Result<()> {
         match command {
-            Command::Help => to_stderr(HELP),
+            Command::Help => {
+                to_stderr(HELP);
+                if input.is_person() {
+                    to_stderr(KEYS);
+                }
+            }
             Command::Reset => {
                 self.prompt.turns.clear();
                 self.record = None;
@@ -121,7 +122,16 @@ impl Chat {
             Command::System(Some(_)) if self.prompt.chat == Roles::NONE => {
                 return Err(Error::argument("system_prompt", "has no effect without chat"));
             }
-            Command::System(text) => self.prompt.system = text,
+            Command::System(text) => {
+                let opening = PromptRequest { system: text.clone(), ..self.opening() };
+                self.request(opening).map_err(|error| match error {
+                    Error::Argument { param, message } if param == "prompt" => {
+                        Error::argument("system_prompt", message)
+                    }
+                    other => other,
+                })?;
+                self.prompt.system = text;
+            }
             Command::Record => {
                 let none = || Error::argument("/record", "there is no reply yet, or none of the base");
                 let record = self.record.as_ref().ok_or_else(none)?;
@@ -132,12 +142,18 @@ impl Chat {
     }
 
     /// Answers a message, and remembers both. A message that fails is as if it had not been said.
-    fn answer(&mut self, engine: &Handle, message: &str, is_person: bool) -> Result<()> {
-        let (room, request) = self.request(message)?;
+    fn answer(&mut self, engine: &Handle, message: &str, input: &Input) -> Result<()> {
+        let prompt = PromptRequest { text: message.into(), ..self.prompt.clone() };
+        let (room, request) = self.request(prompt)?;
         let most = request.sampling.max_tokens as usize;
         let mut reply = String::new();
         self.record = None;
-        match print(&mut engine.generate(request)?, &mut reply) {
+        let printed = print(&mut engine.generate(request)?, &mut reply);
+        if input.is_person() {
+            // A key that came after the reply's last look was meant for it too, not for the next.
+            interrupt::forget();
+        }
+        match printed {
             Ok(completion) => {
                 if completion.finish_reason == FinishReason::Length {
                     let why = if most == room.left { room.full() } else { "--max-tokens".into() };
@@ -145,23 +161,31 @@ impl Chat {
                 }
                 self.record = (!completion.record.is_empty()).then_some(completion.record);
             }
-            Err(Error::Interrupted) if is_person => interrupt::forget(),
+            Err(Error::Interrupted) if input.is_person() && reply.is_empty() => {
+                to_stderr("stopped before the reply began: the message is forgotten");
+                return Ok(());
+            }
+            Err(Error::Interrupted) if input.is_person() => {}
             Err(error) => return Err(error),
         }
-        if !reply.is_empty() {
-            self.prompt.turns.push(Turn { message: message.into(), reply });
-        }
+        self.prompt.turns.push(Turn { message: message.into(), reply });
         Ok(())
     }
 
-    /// The request that a message makes of the conversation, and the room that it leaves.
-    fn request(&self, message: &str) -> Result<(Room, Request)> {
-        let prompt = PromptRequest { text: message.into(), ..self.prompt.clone() };
+    /// A first message: where it cannot be answered, none can.
+    fn opening(&self) -> PromptRequest {
+        PromptRequest { text: "Hello".into(), turns: Vec::new(), ..self.prompt.clone() }
+    }
+
+    /// The request of a conversation whose next message is the prompt's text, and the room that it leaves.
+    fn request(&self, prompt: PromptRequest) -> Result<(Room, Request)> {
         let prompts = prompt.encode(&self.trio.models().role_texts())?.ids;
         let mode = self.sampling.mode();
         let room = Room::after(&prompts, mode, &self.trio, Some(self.max_model_len as u32));
+        let min_tokens = self.sampling.min_tokens.unwrap_or(0);
+        let room = room.and_then(|room| room.fits("min_tokens", min_tokens).map(|()| room));
         let room = room.map_err(|error| match error {
-            Error::Argument { param, message } if !self.prompt.turns.is_empty() => {
+            Error::Argument { param, message } if !prompt.turns.is_empty() => {
                 Error::argument(param, format!("{message}; /reset starts anew"))
             }
             other => other,

@@ -11,7 +11,7 @@ mod output;
 pub use lines::request_of_line;
 
 use super::args::GenerateArgs;
-use super::generate::{in_order, pair_is_moot, warn_of_moot_pair};
+use super::generate::{in_order, open_trio, pair_is_moot, warn_of_moot_pair};
 use super::interrupt::Watch;
 use super::loading;
 use super::output::{to_json, to_stderr, warn};
@@ -44,7 +44,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
     let mut target = Target::open(path, args.output_file.as_deref(), if_there)?;
     let mut input = Input::open(path)?;
     let earlier = target.earlier(&mut input, &parser)?;
-    let trio = args.models.open_trio()?;
+    let trio = open_trio(args)?;
     let survey = Survey::new(&mut input, &parser, &earlier, &trio)?;
     survey.report(args, &earlier, &trio);
     // Before the output is touched, so that a device that is not there leaves it alone.

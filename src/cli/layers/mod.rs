@@ -21,6 +21,9 @@ use std::path::PathBuf;
 
 const CONFIG: &str = "config";
 const PREFIX: &str = "PROXYTUNE_";
+/// No role with a chat template, as a value and as a flag.
+const NO_ROLES: &str = "none";
+const NO_CHAT: &str = "--chat=none";
 
 /// Why a command line cannot be carried out; or, from clap, what it asks to be shown in place of that.
 pub(super) enum Refusal {
@@ -163,13 +166,17 @@ struct Layers<'a> {
     /// Flags that higher layers have spoken about, and whether they gave them.
     settled: Vec<(&'a Arg, bool)>,
     given: Vec<Given<'a>>,
+    /// Whether `--chat none` is typed.
+    no_chat_typed: bool,
 }
 
 impl<'a> Layers<'a> {
     fn new(definition: &'a Command, command: &'a Command, matches: &ArgMatches) -> Self {
         let typed = |arg: &&Arg| matches.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
         let settled = command.get_arguments().filter(typed).map(|arg| (arg, true)).collect();
-        Self { definition, command, settled, given: Vec::new() }
+        let chat = matches.try_get_one::<String>("chat").ok().flatten();
+        let no_chat_typed = chat.is_some_and(|roles| roles == NO_ROLES);
+        Self { definition, command, settled, given: Vec::new(), no_chat_typed }
     }
 
     fn read(&mut self, matches: &ArgMatches) -> crate::Result<()> {
@@ -237,10 +244,17 @@ impl<'a> Layers<'a> {
     }
 
     fn is_lone(&self, flag: &Arg) -> bool {
-        let is_given = |id: &str| self.settled.iter().any(|(flag, on)| *on && flag.get_id() == id);
+        let no_chat = self.no_chat_typed || self.given.iter().any(|given| given.typed == [NO_CHAT]);
+        let is_on = |id: &str| self.settled.iter().any(|(flag, on)| *on && flag.get_id() == id);
+        let is_given = |id: &str| is_on(id) && !(id == "chat" && no_chat);
         let needed = NEEDED_BESIDE.iter().find(|(id, _)| flag.get_id() == *id);
         let lacks = |beside: &[&str]| !beside.iter().any(|id| is_given(id));
-        self.command.get_name() == "generate" && needed.is_some_and(|(_, beside)| lacks(beside))
+        match self.command.get_name() {
+            "generate" => needed.is_some_and(|(_, beside)| lacks(beside)),
+            // Which has a template in use unless it is told otherwise.
+            "chat" => flag.get_id() == "chat_template" && no_chat,
+            _ => false,
+        }
     }
 
     fn exclude(&self, a: &Arg, b: &Arg) -> bool {
@@ -283,7 +297,13 @@ impl<'a> Layers<'a> {
         }
         let commands = std::iter::once(self.command).chain(self.definition.get_subcommands());
         let suggestion = |command: &'a Command| {
-            let layers = Layers { command, definition: self.definition, settled: Vec::new(), given: Vec::new() };
+            let layers = Layers {
+                command,
+                definition: self.definition,
+                settled: Vec::new(),
+                given: Vec::new(),
+                no_chat_typed: false,
+            };
             let error = layers.parse_alone([OsString::from(format!("--{}", name.replace('_', "-")))]).err()?;
             match error.get(ContextKind::SuggestedArg) {
                 Some(ContextValue::String(flag)) => Some(flag.trim_start_matches('-').replace('-', "_")),

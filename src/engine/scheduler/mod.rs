@@ -38,7 +38,7 @@ pub struct Sizes {
     pub prefill_rows: Vec<usize>,
     /// Steps under way at most before the oldest is read.
     pub lag: usize,
-    /// Requests that may wait; one more is refused.
+    /// Requests that may wait for their first slot; one more is refused.
     pub max_waiting: usize,
 }
 
@@ -66,7 +66,8 @@ pub struct Arrival {
     pub max_tokens: usize,
     /// The next draw needs what the host makes of the last id: its steps are read before the next is submitted.
     pub needs_host: bool,
-    /// An earlier request of the same prompts (sample 0 of `n`), whose prompt pages this one takes by reference.
+    /// An earlier request of the same prompts (sample 0 of `n`), whose prompt pages this one takes by reference. If it goes
+    /// before they are computed, the oldest of those that wait for them takes its place.
     pub leader: Option<RequestId>,
 }
 
@@ -147,6 +148,8 @@ pub enum Plan {
 pub struct Counts {
     /// Requests that wait for a slot or pages.
     pub waiting: usize,
+    /// Those of them that ran before.
+    pub preempted: usize,
     /// Requests in slots.
     pub running: usize,
     /// Pages that nobody holds and that hold nothing.
@@ -209,7 +212,7 @@ impl Scheduler {
         if needed > self.sizes.n_pages {
             return Err(Refusal::NeverFits { needed, limit: self.sizes.n_pages });
         }
-        if self.queue.len() >= self.sizes.max_waiting {
+        if self.queue.len() - self.queue.n_back() >= self.sizes.max_waiting {
             return Err(Refusal::QueueFull);
         }
         let computes = |leader: &RequestId| match self.running.get(*leader) {
@@ -248,7 +251,7 @@ impl Scheduler {
     /// next step. False where it is not known (any more).
     pub fn cancel(&mut self, id: RequestId) -> bool {
         if self.queue.cancel(id).is_some() {
-            self.queue.unpark(id);
+            self.queue.succeed(id);
             return true;
         }
         let slot = self.remove(id);
@@ -274,7 +277,7 @@ impl Scheduler {
         let slot = running.slot;
         let ticket = running.release(&mut self.store, &self.sizes.page_tokens);
         self.queue.end(ticket.arrival.tenant);
-        self.queue.unpark(id);
+        self.queue.succeed(id);
         Some(slot)
     }
 
@@ -338,6 +341,7 @@ impl Scheduler {
         let pool = self.store.pool();
         Counts {
             waiting: self.queue.len(),
+            preempted: self.queue.n_back(),
             running: self.running.len(),
             free: pool.n_free(),
             held: pool.n_held(),

@@ -40,6 +40,8 @@ impl Tenant {
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     tickets: HashMap<RequestId, Ticket>,
+    /// Tickets that came back: they were let in once, and take nobody's place in the queue.
+    n_back: usize,
     tenants: HashMap<TenantId, Tenant>,
     /// Tenants with ready requests. Of equal counters the older request goes first.
     order: BTreeSet<(u64, RequestId, TenantId)>,
@@ -56,6 +58,11 @@ pub(super) struct Queue {
 impl Queue {
     pub(super) fn len(&self) -> usize {
         self.tickets.len()
+    }
+
+    /// Requests that ran and wait again.
+    pub(super) fn n_back(&self) -> usize {
+        self.n_back
     }
 
     /// Requests of a tenant that can be admitted.
@@ -90,11 +97,29 @@ impl Queue {
     pub(super) fn come_back(&mut self, ticket: Ticket) {
         let (id, tenant) = (ticket.arrival.id, ticket.arrival.tenant);
         self.tenant(tenant).n_running -= 1;
+        self.n_back += 1;
         self.tickets.insert(id, ticket);
         self.make_ready(tenant, id);
     }
 
-    /// Followers of `leader` wait no longer for it: its prompt is computed, or it is gone.
+    /// `leader` is gone: the first of those that wait for its prompt computes it for the others.
+    pub(super) fn succeed(&mut self, leader: RequestId) {
+        let Some(mut followers) = self.parked.remove(&leader).filter(|followers| !followers.is_empty()) else { return };
+        let heir = followers.remove(0);
+        let tenant = self.tickets[&heir].arrival.tenant;
+        self.tenant(tenant).n_parked -= 1;
+        self.lift(tenant);
+        self.make_ready(tenant, heir);
+        for follower in &followers {
+            let ticket = self.tickets.get_mut(follower).expect("who is parked waits");
+            ticket.arrival.leader = Some(heir);
+        }
+        if !followers.is_empty() {
+            self.parked.insert(heir, followers);
+        }
+    }
+
+    /// Followers of `leader` wait no longer for it: its prompt is computed.
     pub(super) fn unpark(&mut self, leader: RequestId) {
         for id in self.parked.remove(&leader).unwrap_or_default() {
             let tenant = self.tickets[&id].arrival.tenant;
@@ -118,7 +143,7 @@ impl Queue {
 
     /// Takes the request out to run.
     pub(super) fn admit(&mut self, id: RequestId) -> Ticket {
-        let ticket = self.tickets.remove(&id).expect("an admitted request waits");
+        let ticket = self.take(id).expect("an admitted request waits");
         let tenant = ticket.arrival.tenant;
         self.tenant(tenant).n_running += 1;
         self.leave(tenant, id);
@@ -128,7 +153,7 @@ impl Queue {
 
     /// Takes a request out for good; `None` where it does not wait.
     pub(super) fn cancel(&mut self, id: RequestId) -> Option<Ticket> {
-        let ticket = self.tickets.remove(&id)?;
+        let ticket = self.take(id)?;
         let tenant = ticket.arrival.tenant;
         let behind = ticket.arrival.leader.and_then(|leader| self.parked.get_mut(&leader));
         match behind.and_then(|behind| Some((behind.iter().position(|&other| other == id)?, behind))) {
@@ -139,6 +164,12 @@ impl Queue {
             None => self.leave(tenant, id),
         }
         self.settle(tenant);
+        Some(ticket)
+    }
+
+    fn take(&mut self, id: RequestId) -> Option<Ticket> {
+        let ticket = self.tickets.remove(&id)?;
+        self.n_back -= usize::from(ticket.n_preempted > 0);
         Some(ticket)
     }
 

@@ -516,6 +516,23 @@ fn followers_go_on_where_their_leader_is_gone() {
 }
 
 #[test]
+fn the_oldest_follower_takes_a_lost_leaders_place() {
+    for cancelled_after in [0, 1] {
+        let mut bench = Bench::new(sizes());
+        let sample = |id, leader| Arrival { id: RequestId(id), leader, ..base_only(1, 20, 4) };
+        bench.arrive(sample(1, None));
+        (2..5).for_each(|id| bench.arrive(sample(id, Some(RequestId(1)))));
+        (0..cancelled_after).for_each(|_| drop(bench.submit()));
+        assert!(bench.cancel(1));
+        let works = bench.run();
+        let admissions: Vec<_> = works.iter().flat_map(|work| &work.admitted).collect();
+        assert_eq!(admissions.iter().map(|admission| admission.id.0).collect::<Vec<_>>(), [2, 3, 4]);
+        assert!(admissions[1..].iter().all(|admission| admission.n_cached == [19]), "{admissions:?}");
+        assert_eq!(bench.drawn.len(), 3);
+    }
+}
+
+#[test]
 fn a_parked_follower_can_be_cancelled() {
     let mut bench = Bench::new(sizes());
     let sample = |id, leader| Arrival { id: RequestId(id), leader, ..base_only(1, 20, 4) };

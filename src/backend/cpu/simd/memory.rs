@@ -5,38 +5,30 @@
 
 use super::LINE;
 use bytemuck::Pod;
-use memmap2::MmapMut;
+use memmap2::{MmapMut, MmapRaw};
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-/// Bytes that are mapped at a time; what is not touched takes no memory.
-const LEAST_BYTES: usize = 64 << 20;
+/// Bytes that are mapped at a time for what is small; what is not touched takes no memory on Linux.
+const SHARED_BYTES: usize = 64 << 20;
+/// From here on a region has a mapping of its own, so that little of a shared one is left over.
+const LARGE_BYTES: usize = SHARED_BYTES / 4;
 
 /// Gives out memory: regions begin on cache lines.
 #[derive(Default)]
 pub(in super::super) struct Arena {
-    mapping: Option<Arc<Mapping>>,
+    /// The mapping that small regions share now.
+    mapping: Option<Arc<MmapRaw>>,
     n_used: usize,
 }
-
-/// Zeroed memory that lives as long as a region of it.
-struct Mapping {
-    first: *mut u8,
-    bytes: MmapMut,
-}
-
-// SAFETY: the bytes are reached through regions only, which do not overlap and follow the rules of slices.
-unsafe impl Send for Mapping {}
-// SAFETY: as above.
-unsafe impl Sync for Mapping {}
 
 /// Elements of its own.
 pub(in super::super) struct Region<T> {
     first: *mut T,
     len: usize,
     /// Held, not used.
-    _mapping: Arc<Mapping>,
+    _mapping: Arc<MmapRaw>,
 }
 
 // SAFETY: it owns its elements, as a vector does.
@@ -50,30 +42,35 @@ impl Arena {
         let too_many = || io::Error::from(io::ErrorKind::OutOfMemory);
         let n_bytes = len.checked_mul(size_of::<T>()).and_then(|n| n.checked_next_multiple_of(LINE));
         let n_bytes = n_bytes.ok_or_else(too_many)?;
-        let has_room = |mapping: &&Arc<Mapping>| mapping.bytes.len() - self.n_used >= n_bytes;
+        assert!(align_of::<T>() <= LINE);
+        let (mapping, offset) = if n_bytes >= LARGE_BYTES { (mapped(n_bytes)?, 0) } else { self.small(n_bytes)? };
+        // SAFETY: `n_bytes` from here on are inside the mapping.
+        let first = unsafe { mapping.as_mut_ptr().add(offset) }.cast();
+        Ok(Region { first, len, _mapping: mapping })
+    }
+
+    /// The shared mapping, and where in it `n_bytes` are free.
+    fn small(&mut self, n_bytes: usize) -> io::Result<(Arc<MmapRaw>, usize)> {
+        let has_room = |mapping: &&Arc<MmapRaw>| mapping.len() - self.n_used >= n_bytes;
         let mapping = match self.mapping.as_ref().filter(has_room) {
             Some(mapping) => mapping.clone(),
             None => {
                 self.n_used = 0;
-                self.mapping.insert(Arc::new(Mapping::new(n_bytes.max(LEAST_BYTES))?)).clone()
+                self.mapping.insert(mapped(SHARED_BYTES)?).clone()
             }
         };
-        assert!(align_of::<T>() <= LINE);
-        // SAFETY: inside the mapping, as was just checked.
-        let first = unsafe { mapping.first.add(self.n_used) }.cast();
         self.n_used += n_bytes;
-        Ok(Region { first, len, _mapping: mapping })
+        Ok((mapping, self.n_used - n_bytes))
     }
 }
 
-impl Mapping {
-    fn new(n_bytes: usize) -> io::Result<Self> {
-        let mut bytes = MmapMut::map_anon(n_bytes)?;
-        // A wish: a kernel without large pages says no, and gives small ones.
-        #[cfg(target_os = "linux")]
-        let _ = bytes.advise(memmap2::Advice::HugePage);
-        Ok(Self { first: bytes.as_mut_ptr(), bytes })
-    }
+/// Zeroed memory, which nothing refers to but the regions that are made of it.
+fn mapped(n_bytes: usize) -> io::Result<Arc<MmapRaw>> {
+    let mapping = MmapRaw::from(MmapMut::map_anon(n_bytes)?);
+    // A wish: a kernel without large pages says no, and gives small ones.
+    #[cfg(target_os = "linux")]
+    let _ = mapping.advise(memmap2::Advice::HugePage);
+    Ok(Arc::new(mapping))
 }
 
 impl<T> Deref for Region<T> {
@@ -100,9 +97,10 @@ mod tests {
     #[test]
     fn regions_are_zeroed_and_apart() {
         let mut arena = Arena::default();
-        let lens = [1, 100, 0, LEAST_BYTES / 2 - 5000, 4096, LEAST_BYTES + 1, 7];
+        let small = LARGE_BYTES / 2 - LINE;
+        let lens = [1, 100, 0, small, LARGE_BYTES / 2, 4096, SHARED_BYTES, 7].into_iter().chain([small; 8]);
         let mut regions: Vec<Region<u16>> = Vec::new();
-        for (index, len) in lens.into_iter().enumerate() {
+        for (index, len) in lens.enumerate() {
             let mut region: Region<u16> = arena.zeroed(len).expect("memory");
             assert!(region.len() == len && region.as_ptr().addr().is_multiple_of(LINE));
             assert!(region.iter().all(|&element| element == 0));
