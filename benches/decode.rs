@@ -10,6 +10,7 @@ mod common;
 use proxytune::backend::cpu::ReadRate;
 use proxytune::engine::event::Event;
 use proxytune::engine::request::{Draft, Request, Sampling};
+use proxytune::engine::scheduler::TenantId;
 use proxytune::engine::trio::Trio;
 use proxytune::engine::{BackendChoice, Engine, EngineOptions, Handle};
 use std::sync::Arc;
@@ -41,7 +42,7 @@ fn decode(trio: &Arc<Trio>, backend: BackendChoice, batches: &[usize]) {
     println!("|---|---|---|---|---|---|---|---|");
     let mut first = None;
     for &batch in batches {
-        let requests = |alpha| requests(trio, batch, alpha, TOKENS, 2);
+        let requests = |alpha| requests(trio, batch, alpha, TOKENS, 2, TenantId::default());
         let engine = start(trio, backend, &requests(1.0));
         // alpha 0 computes the base alone.
         let (mut base, mut tuned) = (Vec::new(), Vec::new());
@@ -65,9 +66,11 @@ fn decode(trio: &Arc<Trio>, backend: BackendChoice, batches: &[usize]) {
 fn prompt(trio: &Arc<Trio>, backend: BackendChoice) {
     let longest = trio.checkpoints().iter().map(|checkpoint| checkpoint.config.max_positions).min().unwrap_or(0);
     let n = PROMPT.min(longest - 1);
-    let requests = requests(trio, 1, 0.0, 1, n);
-    let engine = start(trio, backend, &requests);
-    let ms = (0..=RUNS).map(|_| completions(&engine, requests.clone()).map(|timings| timings.0).fold(0.0, f64::max));
+    // Each run is a tenant of its own, who finds no prompt computed.
+    let requests = |run| requests(trio, 1, 0.0, 1, n, TenantId(run));
+    let engine = start(trio, backend, &requests(0));
+    let runs = 0..=RUNS as u64;
+    let ms = runs.map(|run| completions(&engine, requests(run)).map(|timings| timings.0).fold(0.0, f64::max));
     let ms = median(ms.skip(1).collect());
     println!(
         "\n{}: a prompt of {n} tokens through the base in {ms:.1} ms, {:.0} tok/s",
@@ -82,12 +85,12 @@ fn start(trio: &Arc<Trio>, backend: BackendChoice, requests: &[Request]) -> Hand
 }
 
 /// `batch` equal requests of `n_prompt` prompt tokens.
-fn requests(trio: &Trio, batch: usize, alpha: f32, max_tokens: u32, n_prompt: usize) -> Vec<Request> {
+fn requests(trio: &Trio, batch: usize, alpha: f32, max_tokens: u32, n_prompt: usize, tenant: TenantId) -> Vec<Request> {
     let text = "Where was the teacher of the painter of this picture born, and when? ".repeat(n_prompt.div_ceil(8));
     let mut prompt = trio.tokenizers()[0].encode_raw(&text).expect("a prompt encodes");
     prompt.truncate(n_prompt);
     let sampling = Sampling { alpha, max_tokens, ignore_eos: true, ..Sampling::default() };
-    let draft = Draft { prompts: [prompt.clone(), prompt.clone(), prompt], sampling, ..Draft::default() };
+    let draft = Draft { prompts: [prompt.clone(), prompt.clone(), prompt], sampling, tenant, ..Draft::default() };
     vec![Request::new(draft, &trio.limits()).expect("within the limits"); batch]
 }
 

@@ -10,6 +10,7 @@ use proxytune::engine::event::Event;
 use proxytune::engine::handle::{Engine, Handle};
 use proxytune::engine::options::{BackendChoice, DEFAULT_PREFILL_ROWS, EngineOptions};
 use proxytune::engine::request::{Draft, Request, Sampling};
+use proxytune::engine::scheduler::TenantId;
 use proxytune::engine::trio::Trio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -54,13 +55,12 @@ fn throughput(trio: &Arc<Trio>, backend: BackendChoice, concurrent: &[usize]) {
 
 /// Tokens of all responses over the time until the last, with `concurrent` requests in flight.
 fn tokens_per_second(trio: &Arc<Trio>, engine: &Handle, concurrent: usize) -> f64 {
-    let next = AtomicUsize::new(0);
     let begin = Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..concurrent {
             scope.spawn(|| {
                 for _ in 0..ROUNDS {
-                    let request = request(trio, PROMPT, TOKENS, next.fetch_add(1, Ordering::Relaxed));
+                    let request = request(trio, PROMPT, TOKENS);
                     engine.generate(request).expect("room in the queue").into_iter().for_each(drop);
                 }
             });
@@ -80,15 +80,15 @@ fn long_prompt(trio: &Arc<Trio>, backend: BackendChoice) {
         let stop = AtomicUsize::new(0);
         let (mut gaps, prompt_ms) = std::thread::scope(|scope| {
             let decoding: Vec<_> = (0..BESIDE)
-                .map(|number| {
+                .map(|_| {
                     let (engine, stop) = (&engine, &stop);
-                    scope.spawn(move || gaps(engine.generate(request(trio, 8, 512, number)).expect("room"), stop))
+                    scope.spawn(move || gaps(engine.generate(request(trio, 8, 512)).expect("room"), stop))
                 })
                 .collect();
             std::thread::sleep(Duration::from_millis(500));
             let begin = Instant::now();
             if beside {
-                engine.generate(request(trio, n_prompt, 1, BESIDE)).expect("room").into_iter().for_each(drop);
+                engine.generate(request(trio, n_prompt, 1)).expect("room").into_iter().for_each(drop);
             } else {
                 std::thread::sleep(Duration::from_secs(5));
             }
@@ -124,12 +124,15 @@ fn start(trio: &Arc<Trio>, backend: BackendChoice, n_slots: usize, max_model_len
     Engine::start(trio.clone(), options).expect("the engine starts")
 }
 
-/// A request of its own: prompts that differ from the first token on find no prefix.
-fn request(trio: &Trio, n_prompt: usize, max_tokens: u32, number: usize) -> Request {
+/// A request of a tenant of its own, who finds no prompt computed.
+fn request(trio: &Trio, n_prompt: usize, max_tokens: u32) -> Request {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let n_ids = trio.vocabulary().n_ids;
     let prompt: Vec<u32> = (0..n_prompt).map(|at| ((at * 31 + number * 17 + 5) % (n_ids / 2)) as u32).collect();
     let sampling = Sampling { max_tokens, ignore_eos: true, ..Sampling::default() };
-    let draft = Draft { prompts: [prompt.clone(), prompt.clone(), prompt], sampling, ..Draft::default() };
+    let tenant = TenantId(number as u64);
+    let draft = Draft { prompts: [prompt.clone(), prompt.clone(), prompt], sampling, tenant, ..Draft::default() };
     Request::new(draft, &trio.limits()).expect("within the limits")
 }
 

@@ -174,7 +174,10 @@ impl Handle {
             inbox.next_id += u64::from(request.n);
             let seed = request.sampling.seed.unwrap_or_else(random_seed);
             let (request, events) = (Arc::new(request), sender.clone());
-            unfinished.extend((0..request.n as usize).map(|n| (first_index + n, (request.clone(), seed))));
+            unfinished.extend((0..request.n as usize).map(|n| {
+                let request = request.clone();
+                (first_index + n, Unfinished { request, seed, token_ids: Vec::new(), text: String::new() })
+            }));
             let submission = Submission { first, request, seed, first_index, events, arrived };
             if inbox.sender.send(Message::Submit(submission)).is_err() {
                 board.leave_queue(n_samples);
@@ -209,10 +212,18 @@ impl Drop for Shared {
 /// Each sample ends with one [`Event::Done`], whatever happens: with an error where the engine's thread is gone.
 pub struct EventStream {
     events: Receiver<Event>,
-    /// Samples whose end did not come yet, with their seeds.
-    unfinished: BTreeMap<usize, (Arc<Request>, u64)>,
+    /// Samples whose end did not come yet.
+    unfinished: BTreeMap<usize, Unfinished>,
     ids: Range<u64>,
     cancel: mpsc::Sender<Message>,
+}
+
+/// A sample as far as it came.
+struct Unfinished {
+    request: Arc<Request>,
+    seed: u64,
+    token_ids: Vec<u32>,
+    text: String,
 }
 
 impl EventStream {
@@ -226,13 +237,17 @@ impl EventStream {
 
     /// Notes which samples are done. After the last event that came, the others end here.
     fn settle(&mut self, came: Option<Event>) -> Option<Event> {
-        match came {
-            Some(Event::Done { sample, .. }) => drop(self.unfinished.remove(&sample)),
-            Some(Event::Token { .. }) => {}
+        match &came {
+            Some(Event::Done { sample, .. }) => drop(self.unfinished.remove(sample)),
+            Some(Event::Token { sample, id, text }) => {
+                let unfinished = self.unfinished.get_mut(sample).expect("a token comes before the end");
+                unfinished.token_ids.push(*id);
+                unfinished.text += text;
+            }
             None => {
-                let (sample, (request, seed)) = self.unfinished.pop_first()?;
-                let completion = Box::new(Completion::failed(&request, seed, lost()));
-                return Some(Event::Done { sample, completion });
+                let (sample, Unfinished { request, seed, token_ids, text }) = self.unfinished.pop_first()?;
+                let failed = Completion::failed(&request, seed, lost());
+                return Some(Event::Done { sample, completion: Box::new(Completion { token_ids, text, ..failed }) });
             }
         }
         came

@@ -89,12 +89,21 @@ fn two_hundred_at_once_are_each_as_if_alone_on_cpu() {
 /// A software driver takes a hundred times as long for a step of the demo: fewer requests, two settings.
 #[test]
 fn twenty_four_at_once_are_each_as_if_alone_on_wgpu() {
-    let drafts = mixed(24, 48);
+    let some = [(7, true), (64, false)];
+    let setting = |(prefill_rows, least_pool)| Setting { prefill_rows, least_pool, shares_prompts: true };
+    on_wgpu(mixed(24, 48), some.map(setting).into_iter());
+}
+
+#[test]
+#[ignore = "takes a quarter of an hour on a software driver: `scripts/test --test concurrency -- --ignored`"]
+fn two_hundred_at_once_are_each_as_if_alone_on_wgpu() {
+    on_wgpu(mixed(200, 48), settings(&[1, 7, 64]));
+}
+
+fn on_wgpu(drafts: Vec<Draft>, settings: impl Iterator<Item = Setting>) {
     let options = EngineOptions { backend: BackendChoice::Wgpu, ..on_cpu(6, &drafts) };
     let workload = Workload::new(drafts, &start(EngineOptions { n_slots: 4, ..options.clone() }));
-    for (prefill_rows, least_pool) in [(7, true), (64, false)] {
-        run_together(&workload, options.clone(), Setting { prefill_rows, least_pool, shares_prompts: true });
-    }
+    settings.for_each(|setting| run_together(&workload, options.clone(), setting));
 }
 
 /// Greedy samples are one text: a fork is a copy, whether the prompt ends within a page or with it, and whatever its

@@ -169,12 +169,14 @@ fn all_requests_fail_with_their_device() {
 
 #[test]
 fn every_sample_ends_though_the_thread_panics() {
-    for (call, n_left) in [(Call::Submit, 1), (Call::Collect, 20), (Call::Upload, 400)] {
+    let is_lost = |error: &Error| matches!(error, Error::Device { backend: "engine", .. });
+    for (call, n_left) in [(Call::Submit, 1), (Call::Submit, 20), (Call::Collect, 20)] {
         let engine = start(Fault::Panics, call, n_left);
-        let is_lost = |error: &Error| matches!(error, Error::Device { backend: "engine", .. });
-        for _ in 0..10 {
-            // Some are accepted before it panics, the others refused.
-            match engine.generate(request(&draft())) {
+        // Some run when it panics, some wait, and some come too late. More than may wait at a time follow.
+        let submitted: Vec<_> = (0..6).map(|_| engine.generate(request(&draft()))).collect();
+        let later = (0..10).map(|_| engine.generate(request(&draft())));
+        for events in submitted.into_iter().chain(later) {
+            match events {
                 Ok(events) => {
                     let done = read(events, 2);
                     assert!(done.iter().all(|done| done.error.as_ref().is_some_and(is_lost)), "{call:?} {n_left}");

@@ -16,11 +16,13 @@ use crate::checkpoint::hub::Weights;
 use crate::engine::event::Event;
 use crate::engine::plan::machine_sizes;
 use crate::engine::request::{Draft, Request, Sampling};
+use crate::engine::scheduler::TenantId;
 use crate::engine::trio::Trio;
 use crate::engine::{DEFAULT_PREFILL_ROWS, EngineOptions, Handle};
 use crate::{Error, Result};
 use floor::Floor;
 use report::{Report, Row, Side};
+use std::cell::Cell;
 use std::sync::Arc;
 
 const RUNS: usize = 5;
@@ -57,6 +59,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
         return Err(Error::device("bench", "the device has no memory for all texts of the largest setting at a time"));
     }
     let bench = Bench {
+        n_timed: Cell::new(0),
         n_runs: args.runs.map_or(if args.quick { QUICK_RUNS } else { RUNS }, usize::from),
         floor: Floor::new(&trio, options.kv_cache_dtype),
         engine,
@@ -148,6 +151,8 @@ struct Bench {
     floor: Floor,
     read_rate: ReadRate,
     n_runs: usize,
+    /// Runs so far, each a tenant of its own, who finds no prompt computed.
+    n_timed: Cell<u64>,
 }
 
 /// Milliseconds of one run of a batch.
@@ -181,7 +186,9 @@ impl Bench {
 
     fn time(&self, setting: Setting, alpha: f32) -> Result<Times> {
         let limits = self.trio.limits();
-        let request = |index| Request::new(draft(setting, index, alpha, limits.n_ids), &limits);
+        let tenant = TenantId(self.n_timed.replace(self.n_timed.get() + 1));
+        let draft = |index| Draft { tenant, ..draft(setting, index, alpha, limits.n_ids) };
+        let request = |index| Request::new(draft(index), &limits);
         let requests = (0..setting.batch).map(request).collect::<Result<_>>()?;
         let watch = Watch::new();
         let mut events = self.engine.submit(requests)?;
