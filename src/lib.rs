@@ -7,6 +7,27 @@
 //! over raw logits (proxy tuning, arXiv 2401.08565). Three models, one device, one pool of KV pages, and one fused
 //! kernel at the end of every step.
 //!
+//! ```
+//! use proxytune::engine::{Draft, Engine, EngineOptions, Event, Request, Trio};
+//! use proxytune::text::{PromptRequest, Roles};
+//! use std::sync::Arc;
+//!
+//! # let sources = proxytune::cli::demo::sources();
+//! let trio = Arc::new(Trio::open(&sources, &[])?);
+//! let prompt = PromptRequest { text: "Name three uses of copper.".into(), chat: Roles::EXPERT, ..Default::default() };
+//! let draft = Draft { prompts: prompt.encode(&trio.models().role_texts())?.ids, ..Draft::default() };
+//! # let draft = Draft { sampling: proxytune::engine::Sampling { max_tokens: 8, ..draft.sampling }, ..draft };
+//! let request = Request::new(draft, &trio.limits())?; // refuses what cannot run, by the name of the field
+//! let engine = Engine::start(trio, EngineOptions::sized_for(std::slice::from_ref(&request)))?;
+//! for event in engine.generate(request)? {
+//!     match event {
+//!         Event::Token { text, .. } => print!("{text}"),
+//!         Event::Done { completion, .. } => completion.error.map_or(Ok(()), Err)?,
+//!     }
+//! }
+//! # Ok::<(), proxytune::Error>(())
+//! ```
+//!
 //! # The walk
 //! 1. [`checkpoint`]: a model directory, read and checked, becomes named tensors and a `ModelConfig`.
 //! 2. [`model::weights`]: tensors are joined, stacked (expert and anti-expert in one launch) and uploaded.
