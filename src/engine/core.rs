@@ -3,7 +3,7 @@
 //! A step is: plan, vacate, admit, grow, copy, submit; and, as late as the lag allows, collect: read what was drawn, make
 //! text of it, tell the scheduler. Nothing here takes time for each request that waits.
 
-use super::event::FinishReason;
+use super::event::{Completion, Event, FinishReason};
 use super::handle::{Board, Submission};
 use super::machine::{Draw, Machine, Records, Step, StepView};
 use super::scheduler::{Admission, Arrival, Growth, Plan, Refusal, RequestId, Scheduler, Work};
@@ -96,6 +96,17 @@ impl<B: Backend> Core<B> {
                 Err(refusal) => self.finish(sequence, Err(self.refused(refusal))),
             }
         }
+    }
+
+    /// Ends a request that comes after the device is gone.
+    pub(super) fn refuse(&self, submission: &Submission, error: &Error) {
+        let Submission { request, seed, first_index, events, .. } = submission;
+        self.board.leave_queue(request.n as usize);
+        for sample in 0..request.n as usize {
+            let completion = Box::new(Completion::failed(request, *seed, error.clone()));
+            events.send(Event::Done { sample: first_index + sample, completion });
+        }
+        events.flush();
     }
 
     fn refused(&self, refusal: Refusal) -> Error {

@@ -1,7 +1,6 @@
 //! The engine's thread: it loads the models, then takes messages and steps until it is told to close and all is done.
 
 use super::core::Core;
-use super::event::{Completion, Event};
 use super::handle::{Board, Submission};
 use super::limits::{Limits, PageLimits};
 use super::machine::Machine;
@@ -34,18 +33,6 @@ pub(super) struct Started {
     pub(super) limits: Limits,
 }
 
-impl Submission {
-    /// Ends a request that never ran.
-    fn refuse(&self, error: &Error, board: &Board) {
-        board.leave_queue(self.request.n as usize);
-        for sample in 0..self.request.n as usize {
-            let completion = Box::new(Completion::failed(&self.request, self.seed, error.clone()));
-            self.events.send(Event::Done { sample: self.first_index + sample, completion });
-        }
-        self.events.flush();
-    }
-}
-
 /// Where the thread ends, by a panic too, nothing waits or runs any more.
 struct Closing(Arc<Board>);
 
@@ -64,7 +51,6 @@ pub(super) fn run<B: Backend>(
     ready: &Sender<Result<Started>>,
 ) {
     let _closing = Closing(board.clone());
-    let waiting_room = board.clone();
     let load = |backend: B| {
         let device = backend.describe();
         let machine =
@@ -76,7 +62,7 @@ pub(super) fn run<B: Backend>(
     match backend.and_then(load) {
         Ok((mut core, started)) => {
             if ready.send(Ok(started)).is_ok() {
-                serve(&mut core, inbox, &waiting_room);
+                serve(&mut core, inbox);
             }
         }
         // The starter waits for this answer; if it is gone there is nobody to tell.
@@ -100,7 +86,7 @@ fn limits<B: Backend>(trio: &Trio, machine: &Machine<B>, options: &EngineOptions
 }
 
 /// Until it is closed and all is done; after a device error, refuses everything.
-fn serve<B: Backend>(core: &mut Core<B>, inbox: &Receiver<Message>, board: &Board) {
+fn serve<B: Backend>(core: &mut Core<B>, inbox: &Receiver<Message>) {
     let (mut dead, mut is_open): (Option<Error>, bool) = (None, true);
     loop {
         let first = match (core.is_idle(), is_open) {
@@ -111,7 +97,7 @@ fn serve<B: Backend>(core: &mut Core<B>, inbox: &Receiver<Message>, board: &Boar
         };
         for message in first.into_iter().chain(inbox.try_iter()).take(MESSAGES_PER_STEP) {
             match (message, &dead) {
-                (Message::Submit(submission), Some(error)) => submission.refuse(error, board),
+                (Message::Submit(submission), Some(error)) => core.refuse(&submission, error),
                 (Message::Submit(submission), None) => core.arrive(submission),
                 (Message::Cancel(ids), _) => core.cancel(ids),
                 (Message::Close, _) => is_open = false,
