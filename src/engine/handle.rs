@@ -121,7 +121,14 @@ impl Board {
 
     /// `n` samples have got their first slot, or are gone.
     pub(super) fn leave_queue(&self, n: usize) {
-        self.queued.fetch_sub(n, Ordering::Relaxed);
+        let left = |queued: usize| Some(queued.saturating_sub(n));
+        let _ = self.queued.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left);
+    }
+
+    /// The engine is gone, and all that waited or ran with it.
+    pub(super) fn clear(&self) {
+        self.publish(Counts::default());
+        self.queued.store(0, Ordering::Relaxed);
     }
 }
 

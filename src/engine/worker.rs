@@ -5,7 +5,6 @@ use super::handle::{Board, Submission};
 use super::limits::{Limits, PageLimits};
 use super::machine::Machine;
 use super::options::EngineOptions;
-use super::scheduler::Counts;
 use super::trio::Trio;
 use crate::backend::Backend;
 use crate::{Error, Result};
@@ -38,7 +37,7 @@ struct Closing(Arc<Board>);
 
 impl Drop for Closing {
     fn drop(&mut self) {
-        self.0.publish(Counts::default());
+        self.0.clear();
     }
 }
 
@@ -50,7 +49,7 @@ pub(super) fn run<B: Backend>(
     inbox: &Receiver<Message>,
     ready: &Sender<Result<Started>>,
 ) {
-    let _closing = Closing(board.clone());
+    let closing = Closing(board.clone());
     let load = |backend: B| {
         let device = backend.describe();
         let machine =
@@ -61,6 +60,8 @@ pub(super) fn run<B: Backend>(
     };
     match backend.and_then(load) {
         Ok((mut core, started)) => {
+            // Goes before the core: whoever sees a stream end finds nothing counted any more.
+            let _closing = closing;
             if ready.send(Ok(started)).is_ok() {
                 serve(&mut core, inbox);
             }
