@@ -23,12 +23,20 @@ const POLL: Duration = Duration::from_millis(50);
 /// Installs the handler.
 pub(super) fn install() -> Result<()> {
     let handler = || {
-        let spared = IDLE_IS_SPARED.load(Ordering::SeqCst) && STATE.load(Ordering::SeqCst) == IDLE;
-        if !spared && !change(PRODUCING, ASKED_TO_STOP) {
+        if press(IDLE_IS_SPARED.load(Ordering::SeqCst)) {
             std::process::exit(Error::Interrupted.exit_code().into());
         }
     };
     ctrlc::set_handler(handler).map_err(|error| Error::Io { message: format!("cannot watch for Ctrl-C: {error}") })
+}
+
+/// What Ctrl-C does: asks to stop, or ends the process where that is the answer. One look at the state decides, since what is
+/// produced may end at any moment.
+fn press(idle_is_spared: bool) -> bool {
+    match STATE.compare_exchange(PRODUCING, ASKED_TO_STOP, Ordering::SeqCst, Ordering::SeqCst) {
+        Ok(_) => false,
+        Err(state) => state != IDLE || !idle_is_spared,
+    }
 }
 
 /// From now on Ctrl-C ends nothing but what is being produced: one that comes just after its end is meant for it.
@@ -87,17 +95,17 @@ mod tests {
     /// The only test that touches the state: it is the process's.
     #[test]
     fn what_comes_too_late_for_one_text_counts_for_the_next_unless_it_is_forgotten() {
-        let press = || change(PRODUCING, ASKED_TO_STOP);
         let watch = Watch::new();
         assert!(watch.check().is_ok());
-        assert!(press());
+        assert!(!press(false), "the first asks");
+        assert!(press(true), "the second ends");
         drop(watch);
         assert_eq!(Watch::new().check(), Err(Error::Interrupted), "a batch ends");
         forget();
         let watch = Watch::new();
         assert!(watch.check().is_ok(), "a chat goes on");
         drop(watch);
-        assert!(!press(), "nothing is produced");
+        assert!(press(false) && !press(true), "nothing is produced");
         forget();
         assert!(Watch::new().check().is_ok());
     }

@@ -312,12 +312,20 @@ impl Terminal {
         std::mem::replace(&mut self.seen, rest)
     }
 
-    /// Ctrl-D; the exit code, and what was still shown.
+    /// Ctrl-D; the exit code, and what was still shown. A key that comes between two marks is lost, and pressed again.
     fn end(mut self) -> (Option<i32>, String) {
-        use std::io::Read;
-        self.press("\x04");
-        let mut rest = String::new();
-        self.screen.read_to_string(&mut rest).expect("UTF-8");
+        use std::io::{Read, Write};
+        let mut screen = self.screen;
+        let rest = std::thread::spawn(move || {
+            let mut rest = String::new();
+            screen.read_to_string(&mut rest).map(|_| rest)
+        });
+        while !rest.is_finished() {
+            // Nobody may be there to read it any more.
+            let _ = self.keys.write_all(b"\x04").and_then(|()| self.keys.flush());
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        let rest = rest.join().expect("it reads").expect("UTF-8");
         (self.script.wait().expect("it ends").code(), self.seen + &rest)
     }
 }
