@@ -381,7 +381,12 @@ impl<B: Backend> Bench<'_, B> {
         let mask_words = mask_words as u32;
 
         let params = CombineSampleParams { n_ids, strides, mask_words, has_counts: 0, reserved: [0; 2] };
-        for (settings, slots) in [("greedy", greedy), ("drawn", unfiltered), ("top-p", nucleus)] {
+        let settings = [
+            ("greedy", greedy, Choice::Greedy),
+            ("drawn", unfiltered, Choice::Drawn),
+            ("top-p", nucleus, Choice::Filtered),
+        ];
+        for (settings, slots, choice) in settings {
             self.line(&format!("combine_sample ({settings})"), Least::bytes(4 * 3 * rows * n_vocab), |pass, _| {
                 let op = CombineSample {
                     slots,
@@ -393,6 +398,7 @@ impl<B: Backend> Bench<'_, B> {
                     samples,
                     constraints,
                     n_samples,
+                    choice,
                     params,
                 };
                 self.backend.combine_sample(pass, op);
@@ -400,8 +406,20 @@ impl<B: Backend> Bench<'_, B> {
         }
         // Where a slot drew nothing there is nothing to record, and the lines above may have been left out.
         let mut pass = self.backend.begin();
-        let slots = nucleus;
-        let op = CombineSample { slots, scores, counts, base, expert, anti, samples, constraints, n_samples, params };
+        let (slots, choice) = (nucleus, Choice::Filtered);
+        let op = CombineSample {
+            slots,
+            scores,
+            counts,
+            base,
+            expert,
+            anti,
+            samples,
+            constraints,
+            n_samples,
+            choice,
+            params,
+        };
         self.backend.combine_sample(&mut pass, op);
         self.backend.collect(self.backend.submit(pass, &[])?)?;
         let params = RecordParams { n_ids, strides, mask_words, n_top: 10, reserved: [0; 2] };

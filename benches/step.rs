@@ -80,6 +80,10 @@ impl<B: Backend> Backend for Timed<B> {
 
     const LAG: usize = B::LAG;
 
+    fn product_error(weights: Dtype) -> f64 {
+        B::product_error(weights)
+    }
+
     fn describe(&self) -> String {
         self.inner.describe()
     }
@@ -174,8 +178,32 @@ impl<B: Backend> Backend for Timed<B> {
     }
 
     fn combine_sample(&self, pass: &mut B::Pass, op: CombineSample<'_, Self>) {
-        let CombineSample { slots, scores, counts, base, expert, anti, samples, constraints, n_samples, params } = op;
-        let op = CombineSample { slots, scores, counts, base, expert, anti, samples, constraints, n_samples, params };
+        let CombineSample {
+            slots,
+            scores,
+            counts,
+            base,
+            expert,
+            anti,
+            samples,
+            constraints,
+            n_samples,
+            choice,
+            params,
+        } = op;
+        let op = CombineSample {
+            slots,
+            scores,
+            counts,
+            base,
+            expert,
+            anti,
+            samples,
+            constraints,
+            n_samples,
+            choice,
+            params,
+        };
         self.time(Part::CombineSample, |inner| inner.combine_sample(pass, op));
     }
 

@@ -325,7 +325,7 @@ fn devices_that_are_not_there() {
         assert_eq!((error.exit_code(), error.kind()), (5, "device_error"), "{error:?}");
         error.to_string()
     };
-    assert!(start(BackendChoice::Cuda, None).starts_with("cuda: "));
+    assert!(start(BackendChoice::Cuda, Some(1_000)).starts_with("cuda: "));
     assert!(start(BackendChoice::Cpu, Some(1)).contains("there is one device, number 0; 1 was asked for"));
     assert!(start(BackendChoice::Wgpu, Some(1_000)).starts_with("wgpu: "));
 }

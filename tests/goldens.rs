@@ -3,8 +3,18 @@
 //!
 //! A trio's runs share one machine; keys and values are in f32.
 
+#[allow(dead_code, reason = "tests/cuda_host uses all of it")]
+#[path = "cuda_host/build.rs"]
+mod build;
+#[allow(dead_code, reason = "tests/cuda_host uses all of it")]
+#[path = "cuda_host/device.rs"]
+mod device;
+
+use build::Flavour;
+use device::{HostDevice, Order};
 use proxytune::Result;
 use proxytune::backend::cpu::Cpu;
+use proxytune::backend::cuda::Cuda;
 use proxytune::backend::params::{RING, Sample};
 use proxytune::backend::wgpu::{Options, Wgpu};
 use proxytune::backend::{Activation, Backend, Dtype};
@@ -32,6 +42,9 @@ const ROLES: [&str; 3] = ["base", "expert", "anti-expert"];
 const CPU_BOUND: f32 = 1e-4;
 /// Drivers may also contract, and divide and take roots less exactly.
 const WGPU_BOUND: f32 = 1e-3;
+/// On tensor cores an activation is two numbers, whose sum has 16 bits at least: 2^-17 of it, 8e-6, may be missing in each
+/// product, and all that the CPU's bound is for comes on top.
+const CUDA_BOUND: f32 = 2e-4;
 /// What every switch must exceed.
 const LOUD: f32 = 10.0 * WGPU_BOUND;
 
@@ -154,7 +167,7 @@ impl<B: Backend> Player<B> {
         Self { machine, scheduler, requests, mask: vocabulary.live.clone() }
     }
 
-    fn admit(&self, Admission { id, slot, pages, .. }: Admission) {
+    fn admit(&mut self, Admission { id, slot, pages, .. }: Admission) {
         let request = &self.requests[id.0 as usize];
         let (lanes, _) = lanes(request, self.machine.seats());
         let record = slot_record(request, Dice { seed: 0, sample_index: 0 }, &lanes, &[], &[]);
@@ -249,6 +262,37 @@ fn wgpu_agrees_with_transformers() {
         let options = Options { software: true, subgroups, ..Options::default() };
         agrees_with_transformers(trios, || Wgpu::open(&options), WGPU_BOUND);
     }
+}
+
+/// The kernels as C++, on a process in the place of a card.
+fn cuda_agrees(trios: &[&str]) {
+    let card = || Cuda::new(HostDevice::new(Flavour::Gcc, [Order::Shuffled, Order::Shuffled]));
+    agrees_with_transformers(trios, card, CUDA_BOUND);
+}
+
+// In parts, which run beside each other: fibres have one processor.
+#[test]
+fn cuda_agrees_with_transformers_on_combinations() {
+    cuda_agrees(&COMBINATION);
+}
+
+#[test]
+fn cuda_agrees_with_transformers_on_families() {
+    let (some, _) = FAMILIES.split_at(FAMILIES.len() / 2);
+    cuda_agrees(some);
+}
+
+#[test]
+fn cuda_agrees_with_transformers_on_more_families() {
+    let (_, others) = FAMILIES.split_at(FAMILIES.len() / 2);
+    cuda_agrees(others);
+}
+
+/// A whole step's kernels, each with what the one before it wrote.
+#[test]
+fn steps_on_cuda_have_no_races() {
+    let watched = || Cuda::new(HostDevice::new(Flavour::Races, [Order::Shuffled, Order::Shuffled]));
+    agrees_with_transformers(&["qwen3"], watched, CUDA_BOUND);
 }
 
 /// What a mistaken engine would do to one role's configuration: a name, and the change.

@@ -60,7 +60,7 @@ fn lavapipe_here() {
     let device = device.expect("lavapipe is installed: scripts/test does it");
     let adapter = &adapters[device];
     println!("{} with subgroups of {}", adapter.name, adapter.subgroup_min);
-    let reports = passed(Options { backend: BackendChoice::Wgpu, device: Some(device), threads: None });
+    let reports = passed(Options { backend: BackendChoice::Wgpu, device: Some(device), ..Options::default() });
     let names = backends(&reports);
     assert!(names.iter().all(|name| name.starts_with(&format!("wgpu ({}", adapter.name))), "{names:?}");
     let forms = names.iter().map(|name| name.rsplit(", ").next().expect("a form"));

@@ -1,10 +1,27 @@
 //! What every backend asserts of an op before it records it: a shader would read and write past its rows, and the CPU
-//! would take other rows than are meant. All are a programmer's errors.
+//! would take other rows than are meant. All are a programmer's errors. Beside them, memory that shows whoever reads what
+//! it does not own.
 
 use super::*;
 
 /// A matrix's outputs and inputs.
 type Shape = [usize; 2];
+
+/// Memory of rows or pages, none of which a token owns yet. With debug assertions it starts full of NaN: what no live token
+/// wrote must not matter.
+pub(crate) fn unowned<B: Backend>(backend: &B, label: &'static str, words: usize) -> Result<B::Buf> {
+    let memory = backend.alloc(label, words)?;
+    if cfg!(debug_assertions) {
+        backend.upload(&memory, 0, bytemuck::cast_slice(&vec![u32::MAX; words]))?;
+    }
+    Ok(memory)
+}
+
+/// Members of an op without a matrix, from the rows that its buffers have: blocks that have nothing to do cost a driver that
+/// runs shaders on the CPU as much as others.
+pub(super) fn members(n_rows: usize, cap: u32) -> u32 {
+    (n_rows as u32 / cap.max(1)).clamp(1, MAX_MEMBERS as u32)
+}
 
 /// Of the bytes that a matrix is made of.
 pub(super) fn check_members(spec: MatrixSpec, members: &[&dyn MatrixBytes]) {
@@ -73,6 +90,30 @@ impl<B: Backend> NormGateUp<'_, B> {
         check_rows(self.n_rows, self.params.cap);
         check_shape(w_gate, [self.params.n_out, self.params.n_in]);
         check_shape(w_up, [self.params.n_out, self.params.n_in]);
+    }
+}
+
+fn check_samples(n_samples: u32, samples: usize, n_ids: u32, strides: [u32; 3], mask_words: u32) {
+    let n = n_samples as usize;
+    assert!(n <= MAX_SLOTS && n <= samples, "{n} samples of {samples}");
+    let fits = n_ids <= 32 * mask_words && n_ids as usize <= MAX_VOCAB && strides.iter().all(|&stride| n_ids <= stride);
+    assert!(fits, "{n_ids} ids in rows of {strides:?} and masks of {mask_words} words");
+}
+
+impl<B: Backend> CombineSample<'_, B> {
+    /// `samples`: how many the buffer has room for.
+    pub(super) fn check(&self, samples: usize) {
+        let CombineSampleParams { n_ids, strides, mask_words, .. } = self.params;
+        check_samples(self.n_samples, samples, n_ids, strides, mask_words);
+    }
+}
+
+impl<B: Backend> Record<'_, B> {
+    /// `samples`: how many the buffer has room for.
+    pub(super) fn check(&self, samples: usize) {
+        let RecordParams { n_ids, strides, mask_words, n_top, .. } = self.params;
+        check_samples(self.n_samples, samples, n_ids, strides, mask_words);
+        assert!(n_top as usize <= MAX_RECORD_TOP, "{n_top} top entries");
     }
 }
 

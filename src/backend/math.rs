@@ -23,7 +23,7 @@ pub const LN2_HI: f32 = 0.693_359_4;
 /// ln 2 - [`LN2_HI`].
 pub const LN2_LO: f32 = -2.121_944_4e-4;
 /// 1.5 * 2^23: floats around it are 1 apart.
-const INTEGERS: f32 = 12_582_912.0;
+pub(crate) const INTEGERS: f32 = 12_582_912.0;
 /// Below it, e^t is taken as 0.
 pub const EXP_MIN: f32 = -87.0;
 /// Multipliers of Philox4x32.

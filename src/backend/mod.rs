@@ -2,8 +2,8 @@
 //! buffers that the caller owns. No shapes as values, no strides, no views, no allocation inside an op, no default
 //! bodies: a backend that lacks an op does not compile. It is not a tensor library.
 //!
-//! An op has one stem in five places: the method here, its struct in [`params`], `shaders/STEM.wgsl`,
-//! `src/backend/cpu/STEM.rs` (the twin that the others are tested against) and `src/backend/wgpu/`'s table.
+//! An op has one stem in six places: the method here, its struct in [`params`], `kernels/STEM.cu`, `shaders/STEM.wgsl`,
+//! `src/backend/cpu/STEM.rs` (the twin that the others are tested against) and the tables of `cuda/` and `wgpu/`.
 //!
 //! # One canonical sum
 //! Each backend has one order of additions per op and weight type, whatever the number of rows, threads or members:
@@ -17,6 +17,8 @@
 
 pub(crate) mod checks;
 pub mod cpu;
+pub mod cuda;
+pub(crate) mod layouts;
 pub mod math;
 pub mod params;
 pub mod wgpu;
@@ -120,6 +122,9 @@ pub trait Backend: Send + Sized + 'static {
     /// Steps the host may read late: 0 where ops run at once.
     const LAG: usize;
 
+    /// How far an activation may be off, relative to itself, as it enters a product with weights of a type: 0 where it
+    /// enters as it is, in f32.
+    fn product_error(weights: Dtype) -> f64;
     /// `cpu`, `wgpu`, and the adapter's name.
     fn describe(&self) -> String;
     /// Bytes of memory that weights and buffers can still have; absent where the device does not tell.
@@ -325,7 +330,7 @@ pub struct NormGateUp<'a, B: Backend> {
     pub h: &'a B::Buf,
     /// `[n_out][n_in]` per member.
     pub w_gate: &'a B::Matrix,
-    /// `[n_out][n_in]` per member.
+    /// `[n_out][n_in]` per member, of the gate's type.
     pub w_up: &'a B::Matrix,
     /// `[members * cap][n_in]` f32.
     pub x: &'a B::Buf,
@@ -339,8 +344,9 @@ pub struct NormGateUp<'a, B: Backend> {
     pub params: NormGateUpParams,
 }
 
-/// Three logits rows per sample to one token id: difference, masks, penalties, temperature, filters, softmax, draw; one
-/// dispatch, which also advances the slot. A slot that is not Running is left alone, but for `drew = 0`.
+/// Three logits rows per sample to one token id: difference, masks, penalties, temperature, filters, softmax, draw, and
+/// the slot advanced. One dispatch where all is greedy, and where a workgroup does the whole of a sample; many blocks to a
+/// sample need more, since none waits for another. A slot that is not Running is left alone, but for `drew = 0`.
 ///
 /// Order of operations:
 /// 1. a NaN or +inf (by bits) in a live column of a row that is read, or such a row without a finite live column:
@@ -380,12 +386,14 @@ pub struct CombineSample<'a, B: Backend> {
     pub expert: &'a B::Buf,
     /// Rows of `strides[2]` f32; may be the expert's or the base's buffer.
     pub anti: &'a B::Buf,
-    /// `[n_samples]` of [`Sample`], each slot at most once.
+    /// `[n_samples]` of [`Sample`], each slot at most once. Where the buffer has more, the slots of those are [`NO_SLOT`].
     pub samples: &'a B::Buf,
     /// See [`constraints_words`].
     pub constraints: &'a B::Buf,
     /// Samples in this step.
     pub n_samples: u32,
+    /// The most that a Running slot of the samples asks for.
+    pub choice: Choice,
     /// Scalars.
     pub params: CombineSampleParams,
 }

@@ -29,6 +29,8 @@ pub const MAX_SLOTS: usize = 64;
 
 /// In [`Row::token`] and [`Row::position`]: take it from the slot's cell.
 pub const FROM_SLOT: u32 = u32::MAX;
+/// In [`Sample::slot`]: no sample at all.
+pub const NO_SLOT: u32 = u32::MAX;
 
 /// One token position of one lane, computed in a step. Rows of member `m` start at index `m * cap` of the row buffers.
 #[repr(C)]
@@ -105,6 +107,19 @@ impl Finish {
     }
 }
 
+/// What it takes to choose a slot's next id; what takes more includes what takes less.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Choice {
+    /// The best of all.
+    Greedy,
+    /// A draw among all ids, or those that min-p leaves.
+    Drawn,
+    /// A draw among what top-k or top-p leave.
+    Filtered,
+    /// Any of these, among what the base's own filters leave.
+    BaseMasked,
+}
+
 /// A running sequence on the device: written by the host at admission, advanced by combine_sample.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
@@ -165,11 +180,26 @@ pub struct Slot {
     pub ring: [u32; RING],
 }
 
+impl Slot {
+    /// What its parameters ask for.
+    pub fn choice(&self) -> Choice {
+        if self.base_top_p != 0 || self.base_min_p != 0.0 {
+            Choice::BaseMasked
+        } else if self.inverse_temperature == 0.0 {
+            Choice::Greedy
+        } else if self.top_k != 0 || self.top_p != 0 {
+            Choice::Filtered
+        } else {
+            Choice::Drawn
+        }
+    }
+}
+
 /// A logits row triple to combine for a slot: indices of rows in the base, expert and anti-expert logits.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
 pub struct Sample {
-    /// Slot to advance.
+    /// Slot to advance, or [`NO_SLOT`].
     pub slot: u32,
     /// Row of the base's logits.
     pub row_base: u32,

@@ -3,6 +3,7 @@
 use super::fields::RequestFields;
 use super::sampling::SamplingFields;
 use crate::backend::Dtype;
+use crate::backend::cuda::{Arch, Sources};
 use crate::backend::params::MAX_SLOTS;
 use crate::checkpoint::shapes::{SHAPES, Shape};
 use crate::engine::BackendChoice;
@@ -49,6 +50,8 @@ pub(super) enum Command {
     /// Of the weights only the headers are read. Of a model that is an id on the hub only they are fetched, and the
     /// small files.
     Plan(Box<PlanArgs>),
+    /// Compile the kernels of the CUDA backend ahead, for --cubins; needs NVRTC and no card
+    Kernels(KernelsArgs),
     /// Print the completions of a shell: `source <(proxytune completions bash)`
     Completions(CompletionsArgs),
 }
@@ -106,7 +109,7 @@ pub(super) struct ChatModelArgs {
 #[derive(Args, Default)]
 #[command(next_help_heading = "Device")]
 pub(super) struct DeviceArgs {
-    /// auto: a real GPU if there is one, else the CPU; software adapters only with wgpu
+    /// auto: an NVIDIA card through cuda, else a real GPU through wgpu, else the CPU; software adapters only with wgpu
     #[arg(long, value_name = "NAME", value_enum, default_value_t)]
     pub backend: Backend,
     /// Number of the adapter, as `proxytune devices` lists them
@@ -115,17 +118,44 @@ pub(super) struct DeviceArgs {
     /// Threads of the CPU backend [default: all]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+    #[command(flatten)]
+    pub kernels: KernelArgs,
     /// Type of cached keys and values; auto: each checkpoint's own
     #[arg(long, value_name = "TYPE", value_enum, default_value_t)]
     pub kv_cache_dtype: KvDtype,
-    /// Share of the memory that is free (for vLLM it is of all memory) that may be used; the CPU backend alone obeys it:
-    /// wgpu does not tell what is free [default: 0.95]
+    /// Share of the memory that is free (for vLLM it is of all memory) that may be used; not through wgpu, which
+    /// does not tell what is free [default: 0.95]
     #[arg(long, value_name = "F", allow_hyphen_values = true)]
     pub gpu_memory_utilization: Option<f32>,
     /// Size of the KV cache, as 2000000000, 2g (10^9) or 2G (2^30) [default: what the texts need, as far as there is
     /// memory; at most 2G through wgpu]
     #[arg(long, value_name = "BYTES", value_parser = n_bytes)]
     pub kv_cache_memory_bytes: Option<u64>,
+}
+
+/// Where the kernels of the CUDA backend come from.
+#[derive(Args, Default)]
+#[command(next_help_heading = "Device")]
+pub(super) struct KernelArgs {
+    /// NVRTC, which compiles the kernels of the CUDA backend when it first meets a card [default: looked for, in
+    /// site-packages too]
+    #[arg(long, value_name = "PATH")]
+    pub nvrtc: Option<PathBuf>,
+    /// Ready kernels, as `proxytune kernels` makes them, which need no NVRTC [default: `cubins` beside the program, if it
+    /// is there]
+    #[arg(long, value_name = "DIR")]
+    pub cubins: Option<PathBuf>,
+    /// Where compiled kernels are kept [default: ~/.cache/proxytune/kernels, or what the system has for such things]
+    #[arg(long, value_name = "DIR")]
+    pub kernel_cache: Option<PathBuf>,
+}
+
+impl KernelArgs {
+    /// The same for the library.
+    pub(super) fn sources(&self) -> Sources {
+        let Self { nvrtc, cubins, kernel_cache } = self;
+        Sources { nvrtc: nvrtc.clone(), cubins: cubins.clone(), cache: kernel_cache.clone() }
+    }
 }
 
 /// How much is done at a time, for commands that may have much to do.
@@ -228,6 +258,21 @@ pub(super) struct DevicesArgs {
     /// Print a JSON object
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub kernels: KernelArgs,
+}
+
+#[derive(Args)]
+pub(super) struct KernelsArgs {
+    /// What they run on, such as sm_90: cards of this generation, from this one on; repeatable
+    #[arg(long, value_name = "ARCH", required = true, value_delimiter = ',', value_parser = str::parse::<Arch>)]
+    pub arch: Vec<Arch>,
+    /// Where they go: a file for each module and ARCH
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// NVRTC [default: looked for, in site-packages too]
+    #[arg(long, value_name = "PATH")]
+    pub nvrtc: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -238,11 +283,16 @@ pub(super) struct DoctorArgs {
     /// Run every op of every backend against the CPU's plain form; exit code 5 where one fails
     #[arg(long)]
     pub self_test: bool,
+    /// Of the self-test run one of so many cases: where each takes long, as under a sanitizer
+    #[arg(long, value_name = "N", requires = "self_test", value_parser = clap::value_parser!(u16).range(1..))]
+    pub self_test_every: Option<u16>,
     #[command(flatten)]
     pub models: ChatModelArgs,
     /// Look at this backend alone
     #[arg(long, value_name = "NAME", value_enum, default_value_t)]
     pub backend: Backend,
+    #[command(flatten)]
+    pub kernels: KernelArgs,
 }
 
 /// Models by directory, or by the shape of published ones.
@@ -274,6 +324,10 @@ pub(super) struct BenchArgs {
     /// For a look: texts an eighth as long, and at most 16 at a time
     #[arg(long, help_heading = "Measurement", conflicts_with = "setting")]
     pub quick: bool,
+    /// In place of the comparison, the time of each kernel in one run of the trio: cuda only. They run one after the
+    /// other then, so all together take longer than a step
+    #[arg(long, help_heading = "Measurement", conflicts_with = "json")]
+    pub timeline: bool,
     /// Print the results as one JSON object
     #[arg(long, help_heading = "Output")]
     pub json: bool,

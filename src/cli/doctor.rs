@@ -5,7 +5,6 @@ use super::machine::Machine;
 use super::output::{self, Stdout, Style};
 use super::result::ErrorJson;
 use crate::backend::cpu::memory;
-use crate::engine;
 use crate::engine::trio::Models;
 use crate::selftest;
 use crate::text::vocabulary::ROLES;
@@ -13,17 +12,20 @@ use crate::{Error, Result};
 use serde::Serialize;
 
 pub(super) fn run(args: &DoctorArgs) -> Result<()> {
-    if args.backend == Backend::Cuda {
-        return Err(engine::no_cuda());
-    }
     let models = if args.models.named.names_models() { Some(args.models.describe()?) } else { None };
     let mut report = Report {
         version: env!("CARGO_PKG_VERSION"),
         system: System::look(),
-        devices: Machine::look(args.backend)?,
+        devices: Machine::look(args.backend, &args.kernels.sources())?,
         models: models.as_ref().map(|models| ModelsReport::new(models, args)),
         self_test: None,
     };
+    // Who names it wants to know that it is not there, and why.
+    if let (Backend::Cuda, Some(cuda)) = (args.backend, &report.devices.cuda)
+        && !cuda.is_usable()
+    {
+        return Err(Error::device("cuda", cuda.missing.join("; ")));
+    }
     let (mut out, style) = (Stdout::new(), Style::of_stdout());
     if !args.json {
         out.line(&report.text())?;
@@ -42,7 +44,9 @@ pub(super) fn run(args: &DoctorArgs) -> Result<()> {
 
 /// Runs the self-test, a line as each op is done.
 fn self_test(args: &DoctorArgs, out: &mut Stdout, style: Style) -> Result<Vec<selftest::Report>> {
-    let options = selftest::Options { backend: args.backend.into(), ..selftest::Options::default() };
+    let (backend, kernels) = (args.backend.into(), args.kernels.sources());
+    let every = args.self_test_every.map(usize::from);
+    let options = selftest::Options { backend, kernels, every, ..selftest::Options::default() };
     let (mut lines, mut printed) = (Vec::<selftest::Report>::new(), Ok(()));
     let outcome = selftest::run_all(&options, &mut |line: &selftest::Report| {
         if !args.json && printed.is_ok() {
@@ -71,7 +75,7 @@ fn self_test_line(line: &selftest::Report, style: Style) -> String {
 
 /// The stem of a backend's description, for the error.
 fn backend_name(description: &str) -> &'static str {
-    if description.starts_with("wgpu") { "wgpu" } else { "cpu" }
+    ["wgpu", "cuda"].into_iter().find(|name| description.starts_with(name)).unwrap_or("cpu")
 }
 
 #[derive(Serialize)]
@@ -156,6 +160,7 @@ impl Report {
             let error = models.error.as_ref().map(|error| error.message.as_str());
             lines.push(format!("combined     {}", error.unwrap_or("can be")));
         }
-        format!("{}\n\n{}\n", lines.join("\n"), output::table(&self.devices.rows()))
+        let (devices, missing) = (output::table(&self.devices.rows()), self.devices.missing());
+        format!("{}\n\n{devices}\n{missing}", lines.join("\n"))
     }
 }

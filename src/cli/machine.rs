@@ -5,6 +5,7 @@ use super::output::gigabytes;
 use crate::Result;
 use crate::backend::Backend as _;
 use crate::backend::cpu::{Cpu, Isa};
+use crate::backend::cuda::{self, Inventory};
 use crate::backend::wgpu::{self, Adapter};
 use crate::engine::BackendChoice;
 use serde::Serialize;
@@ -13,6 +14,7 @@ use serde::Serialize;
 #[derive(Serialize)]
 pub(super) struct Machine {
     pub cpu: Option<CpuReport>,
+    pub cuda: Option<Inventory>,
     /// In the order that `--device` counts.
     pub wgpu: Option<Vec<Adapter>>,
     /// What `--backend auto` takes.
@@ -30,13 +32,18 @@ pub(super) struct CpuReport {
 
 impl Machine {
     /// Looks, at one backend or at all.
-    pub(super) fn look(backend: Backend) -> Result<Self> {
+    pub(super) fn look(backend: Backend, kernels: &cuda::Sources) -> Result<Self> {
         let wants = |one: Backend| backend == Backend::Auto || backend == one;
         let adapters = if wants(Backend::Wgpu) { Some(wgpu::adapters()) } else { None };
         Ok(Self {
             cpu: if wants(Backend::Cpu) { Some(CpuReport::new()?) } else { None },
+            cuda: wants(Backend::Cuda).then(|| cuda::look(kernels)),
             wgpu: adapters,
-            auto: if BackendChoice::Auto.on_this_machine() == BackendChoice::Wgpu { "wgpu" } else { "cpu" },
+            auto: match BackendChoice::Auto.on_this_machine(kernels) {
+                BackendChoice::Cuda => "cuda",
+                BackendChoice::Wgpu => "wgpu",
+                BackendChoice::Auto | BackendChoice::Cpu => "cpu",
+            },
         })
     }
 
@@ -46,6 +53,12 @@ impl Machine {
         let mut rows = vec![row(["backend", "device", "kind", "binding", "subgroups", "name"])];
         if let Some(cpu) = &self.cpu {
             rows.push(row(["cpu", "0", "cpu", "-", "-", &cpu.name]));
+        }
+        let cards = self.cuda.iter().flat_map(|cuda| &cuda.cards).enumerate();
+        for (number, card) in cards {
+            let kind = if card.kernels.is_some() { "gpu" } else { "unusable" };
+            let name = format!("{}, {}, {}", card.name, card.arch, card.kernels.as_deref().unwrap_or("no kernels"));
+            rows.push(row(["cuda", &number.to_string(), kind, &gigabytes(card.memory_bytes), "32", &name]));
         }
         for (number, adapter) in self.wgpu.iter().flatten().enumerate() {
             let kind = if adapter.software { "software" } else { adapter.device_type };
@@ -59,6 +72,12 @@ impl Machine {
             rows.push(row(["wgpu", &number.to_string(), kind, &binding, &subgroups, &name]));
         }
         rows
+    }
+
+    /// A line for each thing that CUDA lacks here.
+    pub(super) fn missing(&self) -> String {
+        let missing = self.cuda.iter().flat_map(|cuda| &cuda.missing);
+        missing.map(|sentence| format!("\ncuda: {sentence}\n")).collect()
     }
 }
 

@@ -14,6 +14,7 @@ mod generate;
 mod hub;
 mod interrupt;
 mod jsonl;
+mod kernels;
 mod layers;
 mod loading;
 mod machine;
@@ -81,6 +82,7 @@ fn command(cli: Cli) -> Result<()> {
         Some(Command::Doctor(args)) => doctor::run(&args),
         Some(Command::Bench(args)) => bench::run(&args),
         Some(Command::Plan(args)) => plan::run(&args),
+        Some(Command::Kernels(args)) => kernels::run(&args),
         Some(Command::Completions(args)) => completions::run(&args),
     }
 }

@@ -167,6 +167,7 @@ impl DeviceArgs {
             backend: self.backend.into(),
             device: self.device,
             threads: self.threads.map(usize::from),
+            kernels: self.kernels.sources(),
             kv_cache_dtype: self.kv_cache_dtype.dtype(),
             kv_cache_bytes: self.kv_cache_memory_bytes,
             memory_utilization: self.gpu_memory_utilization.unwrap_or(sized.memory_utilization),

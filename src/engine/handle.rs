@@ -3,13 +3,13 @@
 use super::channel::{Receiver, Sender, channel};
 use super::event::{Completion, Event};
 use super::limits::Limits;
-use super::options::{BackendChoice, EngineOptions, no_cuda};
+use super::options::{BackendChoice, EngineOptions};
 use super::request::Request;
 use super::scheduler::{Counts, RequestId};
 use super::trio::Trio;
 use super::worker::{self, Message, Started};
 use crate::backend::Backend;
-use crate::backend::cpu::Cpu;
+use crate::backend::cuda::Cuda;
 use crate::backend::wgpu::Wgpu;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
@@ -30,10 +30,10 @@ impl Engine {
     /// Starts the thread and loads the weights; returns when the engine is ready or could not be.
     pub fn start(trio: Arc<Trio>, options: EngineOptions) -> Result<Handle> {
         let chosen = options.clone();
-        match options.backend.on_this_machine() {
+        match options.backend.on_this_machine(&options.kernels) {
             BackendChoice::Auto | BackendChoice::Cpu => Self::start_on(trio, options, move || chosen.cpu()),
             BackendChoice::Wgpu => Self::start_on(trio, options, move || Wgpu::open(&chosen.wgpu())),
-            BackendChoice::Cuda => Self::start_on::<Cpu>(trio, options, || Err(no_cuda())),
+            BackendChoice::Cuda => Self::start_on(trio, options, move || Cuda::open(&chosen.cuda())),
         }
     }
 

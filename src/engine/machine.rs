@@ -52,6 +52,8 @@ pub struct Machine<B: Backend> {
     records: B::Buf,
     combine: CombineSampleParams,
     record_top: Option<u32>,
+    /// What each slot asks for since its last admission.
+    choices: Vec<Choice>,
     n_slots: usize,
     n_pages: usize,
     is_whole: bool,
@@ -158,6 +160,7 @@ impl<B: Backend> Machine<B> {
             seats,
             cache: Cache { slots, page_table, planes },
             is_whole: n_slots == options.n_slots.min(MAX_SLOTS) && n_pages >= plan.pages_wanted,
+            choices: vec![Choice::Greedy; n_slots],
             n_slots,
             n_pages,
         })
@@ -216,7 +219,8 @@ impl<B: Backend> Machine<B> {
     }
 
     /// Writes a slot, its biases and its penalty counts: of the prompt, and of the ids `drawn` before.
-    pub fn admit(&self, index: usize, slot: &Slot, request: &Draft, drawn: &[u32]) -> Result<()> {
+    pub fn admit(&mut self, index: usize, slot: &Slot, request: &Draft, drawn: &[u32]) -> Result<()> {
+        self.choices[index] = slot.choice();
         let mut biases = request.sampling.logit_bias.clone();
         biases.sort_unstable_by_key(|&(id, _)| id);
         let words: Vec<u32> = biases.iter().flat_map(|&(id, bias)| [id, bias.to_bits()]).collect();
@@ -330,7 +334,8 @@ impl<B: Backend> Machine<B> {
             }
         }
         if batch.samples != self.uploaded.samples {
-            let samples = batch.samples.iter().map(|sample| self.to_buffer_rows(*sample)).collect::<Vec<_>>();
+            let mut samples: Vec<_> = batch.samples.iter().map(|sample| self.to_buffer_rows(*sample)).collect();
+            samples.resize(self.n_slots, Sample { slot: NO_SLOT, ..Sample::default() });
             self.backend.upload(&self.samples, 0, bytemuck::cast_slice(&samples))?;
         }
         self.uploaded = batch;
@@ -369,6 +374,7 @@ impl<B: Backend> Machine<B> {
     }
 
     fn combine_sample(&self, pass: &mut B::Pass, n_samples: u32) {
+        let choices = self.uploaded.samples.iter().map(|sample| self.choices[sample.slot as usize]);
         self.backend.combine_sample(
             pass,
             CombineSample {
@@ -381,6 +387,7 @@ impl<B: Backend> Machine<B> {
                 samples: &self.samples,
                 constraints: &self.constraints,
                 n_samples,
+                choice: choices.max().expect("a step of samples"),
                 params: self.combine,
             },
         );
@@ -413,22 +420,15 @@ fn pool<B: Backend>(backend: &B, plan: &Plan) -> Result<(usize, Vec<B::Buf>)> {
     let page_words = plan.stacks[0].page.page_words as usize;
     let mut n_pages = plan.n_pages;
     loop {
-        let planes = (0..plan.n_layers).map(|_| plane(backend, n_pages * page_words)).collect::<Result<Vec<_>>>();
+        let planes = (0..plan.n_layers)
+            .map(|_| checks::unowned(backend, "KV plane", n_pages * page_words))
+            .collect::<Result<Vec<_>>>();
         match planes {
             Ok(planes) => return Ok((n_pages, planes)),
             Err(_) if !plan.pages_are_fixed && n_pages / 2 >= plan.pages_per_slot => n_pages /= 2,
             Err(error) => return Err(error),
         }
     }
-}
-
-/// A plane of pages. With debug assertions it starts full of NaN: what no live token wrote must not matter.
-fn plane<B: Backend>(backend: &B, words: usize) -> Result<B::Buf> {
-    let plane = backend.alloc("KV plane", words)?;
-    if cfg!(debug_assertions) {
-        backend.upload(&plane, 0, bytemuck::cast_slice(&vec![u32::MAX; words]))?;
-    }
-    Ok(plane)
 }
 
 fn upload_rows<B: Backend>(backend: &B, work: &Workspace<B>, stack: &StackRows) -> Result<()> {

@@ -27,7 +27,6 @@ pub use event::{Completion, Event, FinishReason};
 pub(crate) use handle::lost;
 pub use handle::{Engine, EventStream, Handle, random_seed};
 pub use limits::Limits;
-pub(crate) use options::no_cuda;
 pub use options::{BackendChoice, DEFAULT_PREFILL_ROWS, EngineOptions};
 pub use request::{Draft, Mode, Request, Sampling};
 pub use trio::{Trio, TrioSources};

@@ -6,6 +6,7 @@ use super::request::Draft;
 use super::trio::Trio;
 use crate::backend::Dtype;
 use crate::backend::cpu::Cpu;
+use crate::backend::cuda::{self, Cuda};
 use crate::backend::params::{MAX_RECORD_TOP, MAX_SLOTS};
 use crate::backend::wgpu::{self, Wgpu};
 use crate::{Error, Result};
@@ -23,7 +24,7 @@ pub const DEFAULT_MAX_WAITING: usize = 10_000;
 /// Which backend runs the models.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BackendChoice {
-    /// A real GPU if there is one, else the CPU.
+    /// A card of NVIDIA whose kernels can be had, another GPU, or the CPU.
     #[default]
     Auto,
     /// The CPU.
@@ -35,16 +36,23 @@ pub enum BackendChoice {
 }
 
 impl BackendChoice {
-    /// What `Auto` comes to: wgpu where there is a real GPU, else the CPU.
-    pub fn on_this_machine(self) -> Self {
+    /// What `Auto` comes to: CUDA where there is a card and `kernels` for it, wgpu where there is a real GPU, else the CPU. Who
+    /// names where a card's kernels are wants CUDA, and is told if they are not there.
+    pub fn on_this_machine(self, kernels: &cuda::Sources) -> Self {
         match self {
-            BackendChoice::Auto if may_have_gpu() && wgpu::adapters().iter().any(|adapter| !adapter.software) => {
-                BackendChoice::Wgpu
-            }
+            BackendChoice::Auto if !may_have_gpu() => BackendChoice::Cpu,
+            BackendChoice::Auto if is_for_cuda(kernels) => BackendChoice::Cuda,
+            BackendChoice::Auto if wgpu::adapters().iter().any(|adapter| !adapter.software) => BackendChoice::Wgpu,
             BackendChoice::Auto => BackendChoice::Cpu,
             named => named,
         }
     }
+}
+
+fn is_for_cuda(kernels: &cuda::Sources) -> bool {
+    let found = cuda::look(kernels);
+    let is_named = kernels.nvrtc.is_some() || kernels.cubins.is_some();
+    found.is_usable() || (is_named && !found.cards.is_empty())
 }
 
 /// Asking Vulkan takes some 50 ms and lets drivers print what they like. A GPU under Linux has one of these nodes; one
@@ -63,6 +71,10 @@ pub struct EngineOptions {
     pub device: Option<usize>,
     /// CPU threads; absent: all.
     pub threads: Option<usize>,
+    /// Where the kernels of the CUDA backend come from.
+    pub kernels: cuda::Sources,
+    /// Where the CUDA backend notes the time of each kernel, at the price of many of them.
+    pub timeline: Option<cuda::Timeline>,
     /// Sequences at a time, at most [`MAX_SLOTS`].
     pub n_slots: usize,
     /// Longest prompt and response together; at most what one of the models was made for.
@@ -95,6 +107,8 @@ impl Default for EngineOptions {
             backend: BackendChoice::Auto,
             device: None,
             threads: None,
+            kernels: cuda::Sources::default(),
+            timeline: None,
             n_slots: 1,
             max_model_len: 1,
             kv_cache_dtype: None,
@@ -179,6 +193,10 @@ impl EngineOptions {
         wgpu::Options { device: self.device, software, ..wgpu::Options::default() }
     }
 
+    pub(super) fn cuda(&self) -> cuda::Options {
+        cuda::Options { device: self.device, sources: self.kernels.clone(), timeline: self.timeline.clone() }
+    }
+
     pub(super) fn machine(&self) -> MachineOptions {
         MachineOptions {
             n_slots: self.n_slots,
@@ -196,15 +214,10 @@ impl EngineOptions {
     /// What the device has room for. Opens it, and lets it go again.
     pub fn room(&self) -> Result<Room> {
         self.validate_memory_utilization()?;
-        match self.backend.on_this_machine() {
+        match self.backend.on_this_machine(&self.kernels) {
             BackendChoice::Auto | BackendChoice::Cpu => Ok(Room::of(&self.cpu()?, self.memory_utilization)),
             BackendChoice::Wgpu => Ok(Room::of(&Wgpu::open(&self.wgpu())?, self.memory_utilization)),
-            BackendChoice::Cuda => Err(no_cuda()),
+            BackendChoice::Cuda => Ok(Room::of(&Cuda::open(&self.cuda())?, self.memory_utilization)),
         }
     }
-}
-
-/// The answer to `--backend cuda`.
-pub(crate) fn no_cuda() -> Error {
-    Error::device("cuda", "this build has no CUDA backend; use --backend wgpu or cpu")
 }

@@ -40,13 +40,13 @@ impl<B: Backend> Workspace<B> {
             rows: backend.alloc("rows", words.rows)?,
             gather: backend.alloc("gather", words.gather)?,
             extents: backend.alloc("extents", words.extents)?,
-            logits: backend.alloc("logits", words.logits)?,
+            logits: checks::unowned(backend, "logits", words.logits)?,
             places: backend.alloc("places", words.places)?,
-            x: backend.alloc("x", words.x)?,
-            qkv: backend.alloc("qkv", words.qkv)?,
-            attended: backend.alloc("attended", words.attended)?,
-            hidden: backend.alloc("hidden", words.hidden)?,
-            added: words.added.map(|words| backend.alloc("added", words)).transpose()?,
+            x: checks::unowned(backend, "x", words.x)?,
+            qkv: checks::unowned(backend, "qkv", words.qkv)?,
+            attended: checks::unowned(backend, "attended", words.attended)?,
+            hidden: checks::unowned(backend, "hidden", words.hidden)?,
+            added: words.added.map(|words| checks::unowned(backend, "added", words)).transpose()?,
         })
     }
 }

@@ -211,6 +211,10 @@ impl<B: Backend> Loader<'_, B> {
             };
             self.gain(n_heads * shape.head_dim, name(part)).map(Some)
         };
+        // One launch multiplies both, so they are of one type.
+        let [gate, up] = ["mlp.gate_proj.weight", "mlp.up_proj.weight"].map(name);
+        let ffn_dtype = self.common_dtype(&vec![vec![gate.clone(), up.clone()]; self.members.len()])?;
+        let ffn_matrix = |name: String| self.matrix_of(&vec![vec![name]; self.members.len()], ffn_dtype, ff);
         let output_bias = |m: &Checkpoint| m.config.o_bias.then(|| vec![name("self_attn.o_proj.bias")]);
         Ok(Layer {
             attention_gain: gain(norms.before_attention)?,
@@ -224,8 +228,8 @@ impl<B: Backend> Loader<'_, B> {
             output_bias: self.bias("output bias", d, output_bias)?,
             attended_gain: gain(norms.after_attention)?,
             ffn_gain: gain(norms.before_ffn)?,
-            gate: matrix("mlp.gate_proj.weight", ff)?,
-            up: matrix("mlp.up_proj.weight", ff)?,
+            gate: ffn_matrix(gate)?,
+            up: ffn_matrix(up)?,
             down: matrix("mlp.down_proj.weight", d)?,
             fed_gain: gain(norms.after_ffn)?,
         })
@@ -234,10 +238,14 @@ impl<B: Backend> Loader<'_, B> {
     /// The tensors that `names` gives for each member, joined by rows, zero-padded to `n_rows`, members stacked.
     fn matrix(&self, names: impl Fn(&Checkpoint) -> Vec<String>, n_rows: usize) -> Result<B::Matrix> {
         let lists: Vec<Vec<String>> = self.members.iter().map(|m| names(m)).collect();
-        let dtype = self.common_dtype(&lists)?;
+        self.matrix_of(&lists, self.common_dtype(&lists)?, n_rows)
+    }
+
+    /// As [`Self::matrix`], of the tensors that `lists` names for each member, stored as `dtype`.
+    fn matrix_of(&self, lists: &[Vec<String>], dtype: Dtype, n_rows: usize) -> Result<B::Matrix> {
         let n_cols = info(self.members[0], &lists[0][0])?.shape[1];
         let spec = MatrixSpec { dtype, n_rows, n_cols };
-        let joined = self.members.iter().zip(&lists);
+        let joined = self.members.iter().zip(lists);
         let joined = joined.map(|(&member, names)| Ok(Joined { member, parts: parts(member, names, dtype)?, dtype }));
         let joined = joined.collect::<Result<Vec<_>>>()?;
         let members: Vec<&dyn MatrixBytes> = joined.iter().map(|joined| joined as &dyn MatrixBytes).collect();

@@ -8,19 +8,46 @@ use super::pages::{Pages, Token, Tokens};
 use crate::Result;
 use crate::backend::params::{AttentionParams, MAX_MEMBERS};
 use crate::backend::{Attention, Backend, Dtype};
+use std::ops::Range;
 
 pub(super) fn check<B: Backend, T: Backend>(check: &mut Check<'_, B, T>) -> Result<()> {
-    for case in 0..Pages::N_CASES {
-        let (random, pages) = (Random { case }, Pages::of_case(case));
-        let (rows, tokens) = pages.rows();
+    let case = |random, pages: Pages, (rows, tokens), window, softcap| {
+        let product_error = B::product_error(pages.dtype);
+        Case { random, pages, rows, tokens, window, softcap, product_error, spoilt: None }
+    };
+    for index in 0..Pages::N_CASES {
+        let (random, pages) = (Random { case: index }, Pages::of_case(index));
         let window = [4, 5].map(|axis| random.pick(axis, &[0, 0, 1, 10, 64, 100]));
-        check.launch(&Case { random, pages, rows, tokens, window, softcap: random.pick(6, &[0.0, 0.0, 5.0]) })?;
+        let rows = pages.rows();
+        check.launch(&case(random, pages, rows, window, random.pick(6, &[0.0, 0.0, 5.0])))?;
     }
-    for (dtype, group, head_dim) in [(Dtype::F32, 1, 64), (Dtype::F16, 3, 24), (Dtype::Bf16, 3, 24)] {
+    for (dtype, window) in [(Dtype::F16, 0), (Dtype::Bf16, 3000)] {
+        let pages = Pages::long(dtype);
+        let rows = pages.long_rows();
+        check.launch(&case(Random { case: u32::MAX }, pages, rows, [window; MAX_MEMBERS], 0.0))?;
+    }
+    // Rows at the edge of spans of another length, and of a window's first key block.
+    for (window, position) in [(0, 2046), (3000, 3061)] {
+        let edge = |range: Range<usize>| {
+            let pages = Pages::long(Dtype::F16);
+            let rows = pages.edge_rows(range.start, range.len(), position);
+            case(Random { case: u32::MAX }, pages, rows, [window; MAX_MEMBERS], 0.0)
+        };
+        check.same_rows(&edge(0..66), [(edge(60..64), (0..4).map(|row| (row, 60 + row)).collect())])?;
+    }
+    // Rows before a spoilt value must not see it.
+    for (dtype, group, head_dim, window, spoilt) in [
+        (Dtype::F32, 1, 64, 0, None),
+        (Dtype::F16, 3, 24, 0, None),
+        (Dtype::Bf16, 3, 24, 0, None),
+        (Dtype::F16, 1, 64, 0, Some(140)),
+        (Dtype::Bf16, 1, 80, 100, None),
+    ] {
         check.in_company(|range| {
             let pages = Pages::in_company(dtype, group, head_dim);
-            let (rows, tokens) = pages.company_rows(range.start, range.len());
-            Case { random: Random { case: u32::MAX }, pages, rows, tokens, window: [0; 2], softcap: 0.0 }
+            let rows = pages.company_rows(range.start, range.len());
+            let case = case(Random { case: u32::MAX }, pages, rows, [window; MAX_MEMBERS], 0.0);
+            Case { spoilt, ..case }
         })?;
     }
     Ok(())
@@ -34,6 +61,10 @@ struct Case {
     tokens: Tokens,
     window: [u32; MAX_MEMBERS],
     softcap: f32,
+    /// Of the backend, see [`Backend::product_error`].
+    product_error: f64,
+    /// The position whose value is infinite.
+    spoilt: Option<usize>,
 }
 
 struct Inputs {
@@ -53,7 +84,11 @@ impl Case {
     fn stored(&self, lane: usize, position: usize, kv: usize, head: usize) -> (Vec<f32>, Vec<u8>) {
         let stream = [Stream::Keys, Stream::Values][kv];
         let row = (lane * 256 + position) * self.pages.n_kv_heads + head;
-        store(self.pages.dtype, &self.random.uniform(stream, row, self.pages.head_dim))
+        let mut numbers = self.random.uniform(stream, row, self.pages.head_dim);
+        if kv == 1 && self.spoilt == Some(position) {
+            numbers.fill(f32::INFINITY);
+        }
+        store(self.pages.dtype, &numbers)
     }
 
     fn inputs(&self) -> Inputs {
@@ -87,11 +122,13 @@ impl Case {
         let lowest = scores.iter().copied().fold(f64::INFINITY, f64::min);
         let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
         let total: f64 = weights.iter().sum();
-        // A score is off by its sum's error and the soft cap's; so is the maximum; and the exponential's argument is
-        // rounded once. All of it is a relative error of a weight, and of the sum of weights, so it counts twice.
+        // A score is off by its sum's error, that of q as it enters, and the soft cap's; so is the maximum; and the
+        // exponential's argument is rounded once. All of it is a relative error of a weight, and of the sum of weights, so it
+        // counts twice. A weight is off once more as it enters its product.
         let largest = dots.iter().map(|dot| scale * dot.size).fold(0.0, f64::max);
-        let score = sum_tolerance(q.len()) * largest + 8.0 * UNIT * softcap;
-        let relative = 2.0 * (2.0 * score + 2.0 * UNIT * (max - lowest)) + 2.0 * sum_tolerance(keys.len());
+        let score = (sum_tolerance(q.len()) + self.product_error) * largest + 8.0 * UNIT * softcap;
+        let weight = 2.0 * (2.0 * score + 2.0 * UNIT * (max - lowest));
+        let relative = weight + 2.0 * sum_tolerance(keys.len()) + self.product_error;
         let element = |i: usize| {
             let terms = weights.iter().zip(values).map(|(weight, value)| weight * f64::from(value[i]) / total);
             let (value, size) = terms.fold((0.0, 0.0), |(sum, size), term: f64| (sum + term, size + term.abs()));
@@ -153,6 +190,8 @@ impl Launch for Case {
 
     fn row(&self, outputs: &[Output], index: usize) -> Vec<u32> {
         let width = self.pages.n_heads() * self.pages.head_dim;
-        outputs[0].bits[index * width..][..width].to_vec()
+        // Which NaN it is says nothing.
+        let bits = |&bits: &u32| if f32::from_bits(bits).is_nan() { f32::NAN.to_bits() } else { bits };
+        outputs[0].bits[index * width..][..width].iter().map(bits).collect()
     }
 }

@@ -12,13 +12,21 @@ pub(super) fn check<B: Backend, T: Backend>(check: &mut Check<'_, B, T>) -> Resu
     for case in 0..N_CASES {
         let shape = Shape::of_case(case);
         let [bias, scaled] = [2, 3].map(|axis| shape.random.pick(axis, &[false, true]));
-        check.launch(&Case { shape, bias, scale: if scaled { 0.22 } else { 1.0 } })?;
+        let product_error = B::product_error(shape.spec.dtype);
+        check.launch(&Case { shape, bias, scale: if scaled { 0.22 } else { 1.0 }, product_error })?;
     }
     for dtype in Shape::DTYPES {
         check.in_company(|rows| Case {
             shape: Shape::in_company(dtype, rows.start, rows.len()),
             bias: true,
             scale: 0.22,
+            product_error: B::product_error(dtype),
+        })?;
+        check.over_long_rows(|rows| Case {
+            shape: Shape::long(dtype, rows.start, rows.len()),
+            bias: false,
+            scale: 1.0,
+            product_error: B::product_error(dtype),
         })?;
     }
     Ok(())
@@ -29,6 +37,8 @@ struct Case {
     shape: Shape,
     bias: bool,
     scale: f32,
+    /// Of the backend, see [`Backend::product_error`].
+    product_error: f64,
 }
 
 struct Inputs {
@@ -78,7 +88,8 @@ impl Launch for Case {
             let bias = inputs.bias.as_ref().map_or(0.0, |bias| f64::from(bias[member * n_out + n]));
             let scale = f64::from(self.scale);
             let size = scale * (sum.size + bias.abs()) + x.abs();
-            Want::Near { value: x + scale * (sum.value + bias), tolerance: sum_tolerance(n_in) * size }
+            let tolerance = sum_tolerance(n_in) * size + scale * self.product_error * sum.size;
+            Want::Near { value: x + scale * (sum.value + bias), tolerance }
         };
         vec![Shape::wants(&rows, n_out, element)]
     }

@@ -28,13 +28,14 @@ mod samples;
 use crate::Result;
 use crate::backend::Backend;
 use crate::backend::cpu::{Cpu, Isa};
+use crate::backend::cuda::{self, Cuda};
 use crate::backend::wgpu::{self, MatrixForm, Wgpu};
-use crate::engine::{self, BackendChoice};
+use crate::engine::BackendChoice;
 use launch::{Check, Yardstick};
 use serde::Serialize;
 
 /// What to test.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// `Auto`: whatever is here. A named backend must be here.
     pub backend: BackendChoice,
@@ -42,6 +43,10 @@ pub struct Options {
     pub device: Option<usize>,
     /// CPU threads; absent: all.
     pub threads: Option<usize>,
+    /// Where the kernels of the CUDA backend come from.
+    pub kernels: cuda::Sources,
+    /// One of so many cases of each op is run; absent: all of them.
+    pub every: Option<usize>,
 }
 
 /// One op on one backend.
@@ -90,27 +95,69 @@ impl Outcome {
 pub fn run_all(options: &Options, report: &mut dyn FnMut(&Report)) -> Result<Outcome> {
     // One thread: where the others have more, their number is tested too.
     let twin = Cpu::with_isa(Some(1), Isa::Portable)?;
+    let scope = Scope { only: &[], every: options.every.unwrap_or(1) };
     let mut outcome = Outcome::default();
     match options.backend {
-        BackendChoice::Cpu => outcome.add(run_cpu(&twin, options.threads, report)?),
-        BackendChoice::Wgpu => outcome.add(run_wgpu(options.device, &twin, report)?),
-        BackendChoice::Cuda => return Err(engine::no_cuda()),
+        BackendChoice::Cpu => outcome.add(run_cpu(&twin, options.threads, scope, report)?),
+        BackendChoice::Wgpu => outcome.add(run_wgpu(options.device, &twin, scope, report)?),
+        BackendChoice::Cuda => outcome.add(run_cuda(options, &twin, scope, report)?),
         BackendChoice::Auto => {
-            outcome.add(run_cpu(&twin, options.threads, report)?);
+            outcome.add(run_cpu(&twin, options.threads, scope, report)?);
             if !wgpu::adapters().is_empty() {
-                outcome.add(run_wgpu(options.device, &twin, report)?);
+                outcome.add(run_wgpu(options.device, &twin, scope, report)?);
+            }
+            if cuda::look(&options.kernels).is_usable() {
+                outcome.add(run_cuda(options, &twin, scope, report)?);
             }
         }
     }
     Ok(outcome)
 }
 
+/// Tests one op of a backend against the CPU twin and f64: every case, or one of `every`, for a backend that is
+/// slow. Fails where the device breaks down.
+///
+/// # Panics
+/// Where no op has that name.
+pub fn run_op<B: Backend>(backend: &B, op: &str, every: usize) -> Result<Report> {
+    run_op_by(backend, Yardstick::Near(&Cpu::with_isa(Some(1), Isa::Portable)?), op, every)
+}
+
+/// Tests that one op of a backend has the bits of another backend. Fails where a device breaks down.
+///
+/// # Panics
+/// Where no op has that name.
+pub fn run_op_as<B: Backend, T: Backend>(backend: &B, other: &T, op: &str) -> Result<Report> {
+    run_op_by(backend, Yardstick::Bits(other), op, 1)
+}
+
+fn run_op_by<B: Backend, T: Backend>(
+    backend: &B,
+    yardstick: Yardstick<'_, T>,
+    op: &str,
+    every: usize,
+) -> Result<Report> {
+    let (name, cases) = ops::<B, T>().into_iter().find(|(name, _)| *name == op).expect("the name of an op");
+    let mut check = Check::new(backend, yardstick).of_every(every);
+    cases(&mut check)?;
+    Ok(check.report(&backend.describe(), name))
+}
+
+/// What is run of the whole matrix.
+#[derive(Clone, Copy)]
+struct Scope<'a> {
+    /// Ops by name; none: all of them.
+    only: &'a [&'a str],
+    /// One of so many cases.
+    every: usize,
+}
+
 /// The twin against f64, and every other instruction set of this machine against the twin's bits.
-fn run_cpu(twin: &Cpu, threads: Option<usize>, report: &mut dyn FnMut(&Report)) -> Result<Outcome> {
-    let mut outcome = run_against(twin, &twin.describe(), Yardstick::<Cpu>::Arithmetic, report)?;
+fn run_cpu(twin: &Cpu, threads: Option<usize>, scope: Scope<'_>, report: &mut dyn FnMut(&Report)) -> Result<Outcome> {
+    let mut outcome = run_against(twin, &twin.describe(), Yardstick::<Cpu>::Arithmetic, scope, report)?;
     for isa in Isa::ALL.iter().copied().filter(|isa| *isa != Isa::Portable && isa.is_available()) {
         let cpu = Cpu::with_isa(threads, isa)?;
-        outcome.add(run_against(&cpu, &cpu.describe(), Yardstick::Bits(twin), report)?);
+        outcome.add(run_against(&cpu, &cpu.describe(), Yardstick::Bits(twin), scope, report)?);
     }
     Ok(outcome)
 }
@@ -119,14 +166,15 @@ fn run_cpu(twin: &Cpu, threads: Option<usize>, report: &mut dyn FnMut(&Report)) 
 const SMALL_BINDING: u64 = 256 << 10;
 
 /// The adapter's plain form against the twin; its other forms must give its bits: subgroups, split matrices, images.
-fn run_wgpu(device: Option<usize>, twin: &Cpu, report: &mut dyn FnMut(&Report)) -> Result<Outcome> {
+fn run_wgpu(device: Option<usize>, twin: &Cpu, scope: Scope<'_>, report: &mut dyn FnMut(&Report)) -> Result<Outcome> {
     let (buffers, images) = (Some(MatrixForm::Buffers), Some(MatrixForm::Images));
     let grouped = wgpu::Options { device, software: true, matrices: buffers, ..wgpu::Options::default() };
     let plain = wgpu::Options { subgroups: false, ..grouped.clone() };
     let split = wgpu::Options { binding_limit: Some(SMALL_BINDING), ..plain.clone() };
     let split_images = wgpu::Options { matrices: images, binding_limit: split.binding_limit, ..grouped.clone() };
     let [plain, split_images] = [Wgpu::open(&plain)?, Wgpu::open(&split_images)?];
-    let mut outcome = run_against(&plain, &format!("{}, plain", plain.describe()), Yardstick::Near(twin), report)?;
+    let mut outcome =
+        run_against(&plain, &format!("{}, plain", plain.describe()), Yardstick::Near(twin), scope, report)?;
     let mut forms = vec![
         ("buffers split", Wgpu::open(&split)?),
         (if split_images.uses_subgroups() { "images split with subgroups" } else { "images split" }, split_images),
@@ -137,8 +185,19 @@ fn run_wgpu(device: Option<usize>, twin: &Cpu, report: &mut dyn FnMut(&Report)) 
     }
     for (name, backend) in forms {
         let name = format!("{}, {name}", backend.describe());
-        outcome.add(run_against(&backend, &name, Yardstick::Bits(&plain), report)?);
+        outcome.add(run_against(&backend, &name, Yardstick::Bits(&plain), scope, report)?);
     }
+    Ok(outcome)
+}
+
+/// A card against the twin; where blocks may not share a row's keys, attention must give the same bits.
+fn run_cuda(options: &Options, twin: &Cpu, scope: Scope<'_>, report: &mut dyn FnMut(&Report)) -> Result<Outcome> {
+    let options = cuda::Options { device: options.device, sources: options.kernels.clone(), timeline: None };
+    let card = Cuda::open(&options)?;
+    let mut outcome = run_against(&card, &card.describe(), Yardstick::Near(twin), scope, report)?;
+    let whole = Cuda::with_room(cuda::Driver::open(&options)?, 0)?;
+    let name = format!("{}, keys whole", whole.describe());
+    outcome.add(run_against(&whole, &name, Yardstick::Bits(&card), Scope { only: &["attention"], ..scope }, report)?);
     Ok(outcome)
 }
 
@@ -164,11 +223,12 @@ fn run_against<B: Backend, T: Backend>(
     backend: &B,
     name: &str,
     yardstick: Yardstick<'_, T>,
+    Scope { only, every }: Scope<'_>,
     report: &mut dyn FnMut(&Report),
 ) -> Result<Outcome> {
     let mut outcome = Outcome { backends: 1, ..Outcome::default() };
-    for (op, cases) in ops() {
-        let mut check = Check::new(backend, yardstick);
+    for (op, cases) in ops().into_iter().filter(|(op, _)| only.is_empty() || only.contains(op)) {
+        let mut check = Check::new(backend, yardstick).of_every(every);
         cases(&mut check)?;
         let line = check.report(name, op);
         outcome.ops += 1;

@@ -13,12 +13,16 @@ pub(super) fn check<B: Backend, T: Backend>(check: &mut Check<'_, B, T>) -> Resu
         let shape = Shape::of_case(case);
         let gain = shape.random.pick(2, &[false, true]);
         let activation = shape.random.pick(3, &[Activation::Silu, Activation::GeluTanh]);
-        check.launch(&Case { shape, gain, activation })?;
+        check.launch(&Case { shape, gain, activation, product_error: B::product_error(shape.spec.dtype) })?;
     }
     for dtype in Shape::DTYPES {
         check.in_company(|rows| {
             let shape = Shape::in_company(dtype, rows.start, rows.len());
-            Case { shape, gain: true, activation: Activation::Silu }
+            Case { shape, gain: true, activation: Activation::Silu, product_error: B::product_error(dtype) }
+        })?;
+        check.over_long_rows(|rows| {
+            let shape = Shape::long(dtype, rows.start, rows.len());
+            Case { shape, gain: true, activation: Activation::GeluTanh, product_error: B::product_error(dtype) }
         })?;
     }
     Ok(())
@@ -29,6 +33,8 @@ struct Case {
     shape: Shape,
     gain: bool,
     activation: Activation,
+    /// Of the backend, see [`Backend::product_error`].
+    product_error: f64,
 }
 
 struct Inputs {
@@ -82,7 +88,8 @@ impl Launch for Case {
             let Normed { gx, r } = &normed[member * rows.cap + row];
             let [gate, up] = [&inputs.w_gate, &inputs.w_up].map(|w| Sum::dot(w.row(member, n), gx));
             let [g, u] = [r * gate.value, r * up.value];
-            let [gate_error, up_error] = [gate, up].map(|sum| 1.5 * sum_tolerance(n_in) * r * sum.size);
+            let relative = 1.5 * sum_tolerance(n_in) + self.product_error;
+            let [gate_error, up_error] = [gate, up].map(|sum| relative * r * sum.size);
             let act = activate(self.activation, g);
             // Both activations are at most 1.13 steep and at most |g| large, and some units of |g| off themselves.
             let act_error = 1.13 * gate_error + 8.0 * UNIT * g.abs();

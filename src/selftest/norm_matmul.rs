@@ -10,7 +10,7 @@ use crate::backend::{Backend, NormMatmul};
 
 pub(super) fn check<B: Backend, T: Backend>(check: &mut Check<'_, B, T>) -> Result<()> {
     for case in 0..N_CASES {
-        check.launch(&Case::of(case))?;
+        check.launch(&Case::of::<B>(case))?;
     }
     for dtype in Shape::DTYPES {
         for gathered in [false, true] {
@@ -23,9 +23,15 @@ pub(super) fn check<B: Backend, T: Backend>(check: &mut Check<'_, B, T>) -> Resu
                     gathered: gathered.then_some(shape.rows),
                     softcap: 0.0,
                     scale: 1.0,
+                    product_error: B::product_error(dtype),
                 }
             })?;
         }
+        check.over_long_rows(|rows| {
+            let shape = Shape::long(dtype, rows.start, rows.len());
+            let product_error = B::product_error(dtype);
+            Case { shape, gain: true, bias: false, gathered: None, softcap: 0.0, scale: 1.0, product_error }
+        })?;
     }
     Ok(())
 }
@@ -39,10 +45,12 @@ struct Case {
     gathered: Option<Rows>,
     softcap: f32,
     scale: f32,
+    /// Of the backend, see [`Backend::product_error`].
+    product_error: f64,
 }
 
 impl Case {
-    fn of(case: u32) -> Self {
+    fn of<B: Backend>(case: u32) -> Self {
         let shape = Shape::of_case(case);
         let Shape { random, rows, .. } = shape;
         let [gain, bias, gathers] = [2, 3, 4].map(|axis| random.pick(axis, &[false, true]));
@@ -57,6 +65,7 @@ impl Case {
             gathered,
             softcap: random.pick(6, &[0.0, 0.0, 3.0]),
             scale: random.pick(7, &[1.0, 0.17]),
+            product_error: B::product_error(shape.spec.dtype),
         }
     }
 
@@ -145,7 +154,7 @@ impl Launch for Case {
             let scale = f64::from(self.scale);
             let (y, size) = (scale * (r * sum.value + bias), scale * (r * sum.size + bias.abs()));
             // The sum, and with the norm half as much for r.
-            let tolerance = 1.5 * sum_tolerance(n_in) * size;
+            let tolerance = 1.5 * sum_tolerance(n_in) * size + self.product_error * scale * r * sum.size;
             if softcap == 0.0 {
                 return Want::Near { value: y, tolerance };
             }

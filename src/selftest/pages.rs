@@ -32,6 +32,9 @@ pub(super) struct Pages {
     pub(super) lanes: Vec<Lane>,
 }
 
+/// Tokens of a long sequence.
+const LONG: usize = 4200;
+
 /// Positions at the edges of key blocks.
 const POSITIONS: [usize; 6] = [0, 1, 63, 64, 65, 200];
 
@@ -59,6 +62,15 @@ impl Pages {
         pages.push(0, 0, 201);
         pages.push(0, 1, COMPANY - 201);
         assert_eq!(pages.lanes.len(), 2, "both sequences fit");
+        pages
+    }
+
+    /// One sequence that is long for how narrow its heads are.
+    pub(super) fn long(dtype: Dtype) -> Self {
+        let mut pages = Self::new(dtype, 2, 1, 8, Random { case: u32::MAX });
+        pages.max_pages = LONG.div_ceil(pages.page_tokens);
+        pages.push(0, 0, LONG);
+        assert_eq!(pages.lanes.len(), 1, "it fits");
         pages
     }
 
@@ -145,6 +157,20 @@ impl Pages {
         let rows = Rows::of(&counts, 1);
         let placed = rows.each().map(|place| place.and_then(|(member, row)| tokens[member][row])).collect();
         (rows, Tokens(placed))
+    }
+
+    /// Rows of a [`Pages::long`], far apart.
+    pub(super) fn long_rows(&self) -> (Rows, Tokens) {
+        let token = |position| Some(Token { lane: 0, position });
+        (Rows::alone(0, 4), Tokens([2047, 2048, 3333, LONG - 1].map(token).into()))
+    }
+
+    /// Rows `first..first + n_rows` of a [`Pages::long`]: a prompt's first ones, but rows 60 to 63 are at `position` and the
+    /// three after it.
+    pub(super) fn edge_rows(&self, first: usize, n_rows: usize, position: usize) -> (Rows, Tokens) {
+        let position = |row: usize| if (60..64).contains(&row) { position + row - 60 } else { row };
+        let token = |row| Some(Token { lane: 0, position: position(row) });
+        (Rows::alone(first, n_rows), Tokens((first..first + n_rows).map(token).collect()))
     }
 
     /// Rows `first..first + n_rows` of a company: each token of the two lanes once, out of order.

@@ -5,7 +5,7 @@ use super::inputs::{Random, Stream, filled, finish, poisoned};
 use super::launch::POISON;
 use crate::Result;
 use crate::backend::params::{
-    CombineSampleParams, Finish, MAX_BIASES, MAX_STOP_IDS, RING, RecordParams, Sample, Slot, StepRecord,
+    Choice, CombineSampleParams, Finish, MAX_BIASES, MAX_STOP_IDS, RING, RecordParams, Sample, Slot, StepRecord,
     constraints_words, slot_constraints_offset,
 };
 use crate::backend::{Backend, CombineSample, Record};
@@ -214,6 +214,7 @@ impl Step {
                 samples: &samples,
                 constraints: &constraints,
                 n_samples,
+                choice: self.choice(),
                 params: CombineSampleParams { n_ids, strides, mask_words, has_counts: 1, reserved: [0; 2] },
             },
         );
@@ -241,6 +242,12 @@ impl Step {
         let mut outputs = finish(backend, pass, &outputs[..n_outputs])?;
         outputs.insert(DISPATCHES, Output::words("dispatches of combine_sample", vec![dispatches]));
         Ok(outputs)
+    }
+
+    /// The most that a seat asks for that is sampled.
+    pub(super) fn choice(&self) -> Choice {
+        let sampled = self.seats.iter().filter(|seat| seat.sampled);
+        sampled.map(|seat| seat.slot.choice()).max().unwrap_or(Choice::Greedy)
     }
 
     /// The step with only this seat sampled.

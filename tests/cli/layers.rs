@@ -94,6 +94,10 @@ fn rows<'a>(place: &'a str, base: &'a str, with_nan: &'a str) -> Vec<Row<'a>> {
         ("json", "on", json!(true), asking("--json", &[])),
         ("backend", "cuda", json!("cuda"), asking("--backend", &[])),
         ("device", "7", json!(7), ask(&[])),
+        // Where there is nothing, so that what CUDA lacks is another thing.
+        ("nvrtc", path("libnvrtc.so"), json!(path("libnvrtc.so")), asking("--backend", ON_CUDA)),
+        ("cubins", path("nowhere"), json!(path("nowhere")), asking("--backend", ON_CUDA)),
+        ("kernel-cache", path("prompt.txt/kernels"), json!(path("prompt.txt/kernels")), asking("--backend", ON_CUDA)),
         // Out of its range, because threads change no text.
         ("threads", "2000", json!(2000), ask(&[])),
         // So little that nothing fits.
@@ -108,7 +112,10 @@ fn rows<'a>(place: &'a str, base: &'a str, with_nan: &'a str) -> Vec<Row<'a>> {
     ]
 }
 
-/// What a run comes to, without times.
+/// Where there is no card, what is said of that is all that a flag of CUDA changes.
+const ON_CUDA: &[&str] = &["--backend", "cuda"];
+
+/// What a run comes to, without times; with what is said of CUDA.
 fn outcome(output: &Output) -> (Option<i32>, String) {
     let untimed = |line: &str| match serde_json::from_str::<Value>(line) {
         Ok(mut value) => {
@@ -117,7 +124,11 @@ fn outcome(output: &Output) -> (Option<i32>, String) {
         }
         Err(_) => line.to_string(),
     };
-    (output.status.code(), stdout(output).lines().map(untimed).collect::<Vec<_>>().join("\n"))
+    let said = stderr(output).lines().filter(|line| line.starts_with("error: cuda: "));
+    (
+        output.status.code(),
+        stdout(output).lines().map(untimed).chain(said.map(String::from)).collect::<Vec<_>>().join("\n"),
+    )
 }
 
 fn variable(flag: &str) -> String {

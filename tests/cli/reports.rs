@@ -136,12 +136,17 @@ fn devices_and_doctor_describe_the_machine() {
         assert!(adapter["max_binding_bytes"].as_u64().is_some_and(|bytes| bytes >= 1 << 27), "{adapter}");
     }
 
+    for missing in listed["cuda"]["missing"].as_array().expect("a list") {
+        assert!(stdout(&devices).contains(missing.as_str().expect("a sentence")), "{missing}");
+    }
+
     let doctor = run(&["doctor", "--demo"]);
     for part in [env!("CARGO_PKG_VERSION"), std::env::consts::ARCH, cpu, "demo/anti-expert", "combined     can be"] {
         assert!(stdout(&doctor).contains(part), "{part}: {}", stdout(&doctor));
     }
     let report = objects(stdout(&run(&["doctor", "--json", "--demo", "--backend", "cpu"]))).remove(0);
     assert_eq!((&report["models"]["compatible"], &report["devices"]["wgpu"]), (&json!(true), &Value::Null));
+    assert_eq!(report["devices"]["cuda"], Value::Null);
     assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
     assert!(report.get("self_test").is_none());
 }
@@ -175,4 +180,9 @@ fn the_self_test_has_a_line_per_op() {
         );
     }
     assert!(lines.iter().all(|line| line["backend"].as_str().is_some_and(|name| name.starts_with("cpu"))));
+    let cases = |lines: &[Value]| lines.iter().map(|line| line["cases"].as_u64().expect("a number")).sum::<u64>();
+    let output = run(&["doctor", "--self-test", "--self-test-every", "10", "--backend", "cpu", "--json"]);
+    let part = objects(good(&output)).remove(0);
+    let part = cases(part["self_test"].as_array().expect("lines"));
+    assert!(part > 0 && 5 * part < cases(lines), "{part} of {} cases", cases(lines));
 }

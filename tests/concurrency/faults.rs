@@ -68,6 +68,10 @@ impl Backend for Failing {
     /// As on a device that answers late.
     const LAG: usize = 3;
 
+    fn product_error(weights: Dtype) -> f64 {
+        Cpu::product_error(weights)
+    }
+
     fn describe(&self) -> String {
         self.inner.describe()
     }
@@ -125,7 +129,7 @@ impl Backend for Failing {
         norm_add: NormAdd { x, y, gain, extents, n_rows, params }
         norm_gate_up: NormGateUp { h, w_gate, w_up, x, gain, extents, n_rows, params }
         combine_sample: CombineSample {
-            slots, scores, counts, base, expert, anti, samples, constraints, n_samples, params
+            slots, scores, counts, base, expert, anti, samples, constraints, n_samples, choice, params
         }
         record: Record { records, slots, scores, base, expert, anti, samples, constraints, n_samples, params }
     }

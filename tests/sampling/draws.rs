@@ -103,6 +103,30 @@ fn ten_thousand_draws_fit_on_wgpu() {
     }
 }
 
+/// Every operation of a draw is one that all devices round alike.
+#[test]
+fn cuda_draws_what_the_cpu_draws_bit_for_bit() {
+    let (cpu, cuda) = (crate::cpu(), crate::cuda());
+    let mut random = Random::new(10);
+    let bits = |row: &[f32]| row.iter().map(|s| s.to_bits()).collect::<Vec<_>>();
+    for n_ids in [500, 3001] {
+        let shape = cases::ragged(&mut random, n_ids);
+        for (name, set) in cases::SETTINGS {
+            let rows = std::array::from_fn(|_| random.normals(shape.n_ids, 2.0));
+            let mut case = Case::plain(cases::fit(&mut random, &shape, rows), shape.n_ids, -0.8);
+            set(&mut case, &mut random);
+            let sample = |index| Case { slot: Slot { sample_index: index, ..case.slot }, ..case.clone() };
+            let samples: Vec<Case> = (0..5).map(sample).collect();
+            for (on_cpu, on_cuda) in run(&cpu, &shape, &samples, 0).iter().zip(&run(&cuda, &shape, &samples, 0)) {
+                assert_eq!(on_cpu.slot, on_cuda.slot, "{name}");
+                assert_eq!(bits(&on_cpu.combined), bits(&on_cuda.combined), "{name}");
+                assert_eq!(bits(&on_cpu.processed), bits(&on_cuda.processed), "{name}");
+                assert_eq!(on_cpu.counts, on_cuda.counts, "{name}");
+            }
+        }
+    }
+}
+
 #[test]
 fn wgpu_draws_what_the_cpu_draws() {
     let (cpu, wgpu) = (crate::cpu(), crate::wgpu());

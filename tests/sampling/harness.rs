@@ -134,6 +134,7 @@ pub(crate) struct Launch<'a, B: Backend> {
     backend: &'a B,
     n_cases: usize,
     params: CombineSampleParams,
+    choice: Choice,
     slots: B::Buf,
     scores: B::Buf,
     counts: B::Buf,
@@ -147,6 +148,8 @@ impl<'a, B: Backend> Launch<'a, B> {
     pub(crate) fn new(backend: &'a B, shape: &Shape, cases: &[Case]) -> Self {
         let (n, words) = (cases.len(), shape.mask_words());
         assert!(n <= MAX_SLOTS);
+        // A device may look at more samples than there are.
+        let n_seats = n.next_power_of_two();
         let width = 32 * words;
         let alloc = |words: usize| backend.alloc("test", words).expect("memory for a test");
         let put = |buf: &B::Buf, word: usize, data: &[u32]| {
@@ -162,16 +165,19 @@ impl<'a, B: Backend> Launch<'a, B> {
                 has_counts: 1,
                 reserved: [0; 2],
             },
+            choice: cases.iter().map(|case| case.slot.choice()).max().expect("a case"),
             slots: alloc(n * size_of::<Slot>() / 4),
             scores: alloc(n * 2 * width),
             counts: alloc(n * width),
             logits: shape.strides.map(|stride| alloc(n * stride)),
-            samples: alloc(n * size_of::<Sample>() / 4),
+            samples: alloc(4 * n_seats),
             constraints: alloc(constraints_words(n, words)),
             records: alloc(n * size_of::<StepRecord>() / 4),
         };
         put(&launch.constraints, 0, &shape.mask(&shape.live));
         put(&launch.constraints, words, &shape.mask(&shape.zero_delta));
+        let nobody = Sample { slot: NO_SLOT, ..Sample::default() };
+        put(&launch.samples, 0, bytemuck::cast_slice(&vec![nobody; n_seats]));
         for (index, case) in cases.iter().enumerate() {
             let sample = launch.sample(index);
             put(&launch.samples, 4 * index, bytemuck::cast_slice(&[sample]));
@@ -203,11 +209,31 @@ impl<'a, B: Backend> Launch<'a, B> {
 
     fn combine_sample(&self, pass: &mut B::Pass) {
         let [base, expert, anti] = &self.logits;
-        let Self { slots, scores, counts, samples, constraints, params, .. } = self;
-        let (n_samples, params) = (self.n_cases as u32, *params);
-        let op = CombineSample { slots, scores, counts, base, expert, anti, samples, constraints, n_samples, params };
+        let Self { slots, scores, counts, samples, constraints, choice, params, .. } = self;
+        let (n_samples, choice, params) = (self.n_cases as u32, *choice, *params);
+        let op = CombineSample {
+            slots,
+            scores,
+            counts,
+            base,
+            expert,
+            anti,
+            samples,
+            constraints,
+            n_samples,
+            choice,
+            params,
+        };
         self.backend.combine_sample(pass, op);
-        assert_eq!(self.backend.dispatches(pass), 1, "one kernel per step");
+        // Where a block does the whole of a sample, one is enough; where blocks share it, for greedy steps.
+        let most = match self.choice {
+            Choice::Greedy => 1,
+            _ if !self.backend.describe().starts_with("cuda") => 1,
+            Choice::Drawn => 2,
+            Choice::Filtered => 12,
+            Choice::BaseMasked => 18,
+        };
+        assert_eq!(self.backend.dispatches(pass), most, "launches of a step");
     }
 
     /// One step: combine_sample, then record.
@@ -261,12 +287,16 @@ impl<'a, B: Backend> Launch<'a, B> {
     }
 }
 
-/// One step over any number of cases.
+/// One step over any number of cases, those next to each other that ask for the like.
 pub(crate) fn run<B: Backend>(backend: &B, shape: &Shape, cases: &[Case], n_top: u32) -> Vec<Outcome> {
-    let launch = |cases: &[Case]| {
-        let launch = Launch::new(backend, shape, cases);
+    let mut order: Vec<usize> = (0..cases.len()).collect();
+    order.sort_by_key(|&index| cases[index].slot.choice());
+    let mut outcomes: Vec<Option<Outcome>> = vec![None; cases.len()];
+    for indices in order.chunks(MAX_SLOTS) {
+        let cases: Vec<Case> = indices.iter().map(|&index| cases[index].clone()).collect();
+        let launch = Launch::new(backend, shape, &cases);
         launch.step(n_top);
-        launch.outcomes()
-    };
-    cases.chunks(MAX_SLOTS).flat_map(launch).collect()
+        indices.iter().zip(launch.outcomes()).for_each(|(&index, outcome)| outcomes[index] = Some(outcome));
+    }
+    outcomes.into_iter().map(|outcome| outcome.expect("every case ran")).collect()
 }

@@ -7,12 +7,30 @@ use proxytune::backend::Backend;
 use proxytune::backend::params::{Finish, MAX_VOCAB};
 
 crate::on_each_backend!(
-    products_agree_with_the_reference,
     widest_row_agrees_with_the_reference,
     infinite_patterns_follow_the_rules,
     nan_matters_only_where_it_is_read,
     overflow_is_numeric,
 );
+
+/// Numbers of ids; the kernels as C++ take their time, and have parts of 1,024.
+const SIZES: &[usize] = &[1, 2, 31, 64, 257, 1000];
+const SIZES_ON_CUDA: &[usize] = &[2, 1100];
+
+#[test]
+fn products_agree_with_the_reference_on_cpu() {
+    products_agree_with_the_reference(&crate::cpu(), SIZES);
+}
+
+#[test]
+fn products_agree_with_the_reference_on_wgpu() {
+    products_agree_with_the_reference(&crate::wgpu(), SIZES);
+}
+
+#[test]
+fn products_agree_with_the_reference_on_cuda() {
+    products_agree_with_the_reference(&crate::cuda(), SIZES_ON_CUDA);
+}
 
 /// Runs named cases, and says how many decisions rounding may have turned.
 fn check_all<B: Backend>(backend: &B, shape: &Shape, cases: &[(String, Case)]) -> usize {
@@ -25,10 +43,10 @@ fn check_all<B: Backend>(backend: &B, shape: &Shape, cases: &[(String, Case)]) -
     checked.sum()
 }
 
-fn products_agree_with_the_reference<B: Backend>(backend: &B) {
+fn products_agree_with_the_reference<B: Backend>(backend: &B, sizes: &[usize]) {
     let mut random = Random::new(1);
     let (mut turned, mut n) = (0, 0);
-    for n_ids in [1, 2, 31, 64, 257, 1000] {
+    for &n_ids in sizes {
         for shape in [Shape::plain(n_ids), cases::ragged(&mut random, n_ids)] {
             let cases = cases::products(&mut random, &shape);
             n += cases.len();

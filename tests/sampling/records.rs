@@ -5,7 +5,27 @@ use crate::harness::{Case, Outcome, Random, Shape, run};
 use proxytune::backend::Backend;
 use proxytune::backend::params::{MAX_RECORD_TOP, StepRecord, TopEntry};
 
-crate::on_each_backend!(figures_agree_with_f64, only_the_top_asked_for_is_written, zero_times_infinity_is_zero);
+crate::on_each_backend!(
+    rows_of_many_parts_agree_with_f64,
+    only_the_top_asked_for_is_written,
+    zero_times_infinity_is_zero
+);
+
+#[test]
+fn figures_agree_with_f64_on_cpu() {
+    figures_agree_with_f64(&crate::cpu(), &[3, 64, 777]);
+}
+
+#[test]
+fn figures_agree_with_f64_on_wgpu() {
+    figures_agree_with_f64(&crate::wgpu(), &[3, 64, 777]);
+}
+
+/// The kernels as C++ take their time, and have parts of 1,024 ids.
+#[test]
+fn figures_agree_with_f64_on_cuda() {
+    figures_agree_with_f64(&crate::cuda(), &[1100]);
+}
 
 /// The live part of a row, in f64.
 struct Distribution {
@@ -80,9 +100,9 @@ fn check(shape: &Shape, case: &Case, outcome: &Outcome, n_top: usize) {
     assert_eq!(record.top[..record.n_top as usize], top);
 }
 
-fn figures_agree_with_f64<B: Backend>(backend: &B) {
+fn figures_agree_with_f64<B: Backend>(backend: &B, sizes: &[usize]) {
     let mut random = Random::new(8);
-    for n_ids in [3, 64, 777] {
+    for &n_ids in sizes {
         let shape = cases::ragged(&mut random, n_ids);
         let (names, cases): (Vec<String>, Vec<Case>) = cases::products(&mut random, &shape)
             .into_iter()
@@ -98,6 +118,20 @@ fn figures_agree_with_f64<B: Backend>(backend: &B) {
             }
         }
         assert!(n_drawn * 2 > cases.len(), "{n_drawn} of {} drew", cases.len());
+    }
+}
+
+/// More parts than a device has threads for one of their sums, and top entries from some of them.
+fn rows_of_many_parts_agree_with_f64<B: Backend>(backend: &B) {
+    let mut random = Random::new(13);
+    let shape = cases::ragged(&mut random, 20_011);
+    let case = |alpha| {
+        let rows = std::array::from_fn(|_| random.normals(shape.n_ids, 3.0));
+        Case::plain(cases::fit(&mut random, &shape, rows), shape.n_ids, alpha)
+    };
+    let cases: Vec<Case> = [0.0, 1.0, -1.5].map(case).into();
+    for (case, outcome) in cases.iter().zip(&run(backend, &shape, &cases, 20)) {
+        check(&shape, case, outcome, 20);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::harness::{Case, Launch, Random, Shape, run};
 use proxytune::backend::Backend;
-use proxytune::backend::params::{Finish, RING, Slot, StepRecord};
+use proxytune::backend::params::{Choice, Finish, RING, Slot, StepRecord};
 
 crate::on_each_backend!(
     finished_slot_is_left_alone,
@@ -152,6 +152,29 @@ fn resumed_slot_draws_as_the_uninterrupted_one<B: Backend>(backend: &B) {
             let bits = |row: &[f32]| row.iter().map(|s| s.to_bits()).collect::<Vec<_>>();
             assert_eq!((found.counts, bits(&found.processed)), (end.counts.clone(), bits(&end.processed)));
         }
+    }
+}
+
+/// What settings ask for, and what sets them.
+type Asked = (Choice, fn(&mut Slot));
+
+#[test]
+fn settings_ask_for_what_they_need() {
+    let table: [Asked; 9] = [
+        (Choice::Greedy, |_| ()),
+        (Choice::Greedy, |slot| (slot.top_k, slot.top_p, slot.min_p) = (3, 1 << 31, 0.1)),
+        (Choice::Drawn, |slot| slot.inverse_temperature = 0.5),
+        (Choice::Filtered, |slot| (slot.inverse_temperature, slot.top_k) = (1.0, 1)),
+        (Choice::Filtered, |slot| (slot.inverse_temperature, slot.top_p) = (1.0, 1)),
+        (Choice::Drawn, |slot| (slot.inverse_temperature, slot.min_p) = (1.0, 1e-9)),
+        (Choice::BaseMasked, |slot| slot.base_top_p = 1),
+        (Choice::BaseMasked, |slot| slot.base_min_p = 1e-9),
+        (Choice::BaseMasked, |slot| (slot.inverse_temperature, slot.top_k, slot.base_top_p) = (1.0, 1, 1)),
+    ];
+    for (choice, set) in table {
+        let mut slot = case().slot;
+        set(&mut slot);
+        assert_eq!(slot.choice(), choice, "{slot:?}");
     }
 }
 

@@ -33,6 +33,7 @@ pub(super) fn run(cpu: &Cpu, op: CombineSample<'_, Cpu>) {
         let (slot, scores, counts) = seat.expect("a slot is sampled once per step");
         slot.drew = 0;
         if slot.finish == Finish::Running as u32 {
+            assert!(slot.choice() <= op.choice, "a slot asks for more than its step does");
             let (combined, processed) = scores.split_at_mut(width);
             let tops = vec![NEG_INF; width.div_ceil(CHUNK)];
             draws.push(Draw { row: inputs.row(sample, slot), slot, combined, processed, tops, counts });

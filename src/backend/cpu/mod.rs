@@ -162,6 +162,10 @@ impl Backend for Cpu {
 
     const LAG: usize = 0;
 
+    fn product_error(_: Dtype) -> f64 {
+        0.0
+    }
+
     fn describe(&self) -> String {
         format!("cpu ({}, {} threads)", self.isa.name(), self.threads.size())
     }

@@ -132,6 +132,10 @@ impl Backend for Wgpu {
 
     const LAG: usize = 8;
 
+    fn product_error(_: Dtype) -> f64 {
+        0.0
+    }
+
     fn describe(&self) -> String {
         format!("wgpu ({}, {})", self.device.adapter.name, self.device.adapter.backend)
     }

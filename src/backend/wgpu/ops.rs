@@ -70,8 +70,11 @@ impl Wgpu {
         let buffers: &[&dyn Bind] = &[qkv, plane, places, page_table, rotary, q_gain, k_gain, extents];
         let uniforms = &[bytes_of(&params)];
         let heads_of_q_and_k = if params.wide_norm == 0 { params.n_heads + params.n_kv_heads } else { 2 };
-        let grid =
-            [heads_of_q_and_k + params.n_kv_heads, n_rows, members(places.bytes() / size_of::<Place>(), params.cap)];
+        let grid = [
+            heads_of_q_and_k + params.n_kv_heads,
+            n_rows,
+            checks::members(places.bytes() / size_of::<Place>(), params.cap),
+        ];
         self.dispatch(pass, Launch { stem: &ROPE_APPEND, tile_rows: 1, variant, buffers, uniforms, grid });
     }
 
@@ -92,7 +95,7 @@ impl Wgpu {
         };
         let buffers: &[&dyn Bind] = &[y, qkv, plane, places, page_table, extents];
         let uniforms = &[bytes_of(&params)];
-        let grid = [params.n_heads, n_rows, members(places.bytes() / size_of::<Place>(), params.cap)];
+        let grid = [params.n_heads, n_rows, checks::members(places.bytes() / size_of::<Place>(), params.cap)];
         self.dispatch(pass, Launch { stem: &ATTENTION, tile_rows: 1, variant, buffers, uniforms, grid });
     }
 
@@ -113,7 +116,7 @@ impl Wgpu {
         let NormAdd { x, y, gain, extents, n_rows, params } = op;
         let variant = &Variant::default;
         let (buffers, uniforms): (&[&dyn Bind], _) = (&[x, y, gain, extents], &[bytes_of(&params)]);
-        let grid = [n_rows, 1, members(y.bytes() / size_of::<f32>() / params.d_model as usize, params.cap)];
+        let grid = [n_rows, 1, checks::members(y.bytes() / size_of::<f32>() / params.d_model as usize, params.cap)];
         self.dispatch(pass, Launch { stem: &NORM_ADD, tile_rows: 1, variant, buffers, uniforms, grid });
     }
 
@@ -131,7 +134,9 @@ impl Wgpu {
     }
 
     pub(super) fn record_combine_sample(&self, pass: &mut Pass, op: CombineSample<'_, Self>) {
-        let CombineSample { slots, scores, counts, base, expert, anti, samples, constraints, n_samples, params } = op;
+        let CombineSample {
+            slots, scores, counts, base, expert, anti, samples, constraints, n_samples, params, ..
+        } = op;
         let variant = &|| {
             let is_wide = params.strides.iter().all(|stride| stride.is_multiple_of(4));
             let logits = if is_wide { Shared::LogitsWide } else { Shared::LogitsNarrow };
@@ -189,10 +194,4 @@ impl Wgpu {
 /// Rows of a tile, where a launch has `n_rows`.
 fn tile_rows(n_rows: u32) -> u32 {
     if n_rows == 1 { 1 } else { TILE_ROWS }
-}
-
-/// Members of an op without a matrix, from the rows that its buffers have. A driver that runs shaders on the CPU spends
-/// as much on a workgroup that has nothing to do as on another.
-fn members(n_rows: usize, cap: u32) -> u32 {
-    (n_rows as u32 / cap.max(1)).clamp(1, MAX_MEMBERS as u32)
 }

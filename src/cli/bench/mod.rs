@@ -3,6 +3,7 @@
 
 mod floor;
 mod report;
+mod timeline;
 
 use super::args::{BenchArgs, Setting};
 use super::interrupt::Watch;
@@ -10,9 +11,11 @@ use super::loading;
 use super::open;
 use super::output::{self, Stdout};
 use crate::backend::cpu::ReadRate;
+use crate::backend::cuda::Timeline;
 use crate::backend::wgpu;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::hub::Weights;
+use crate::engine::BackendChoice;
 use crate::engine::event::Event;
 use crate::engine::plan::machine_sizes;
 use crate::engine::request::{Draft, Request, Sampling};
@@ -51,7 +54,12 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
     }
     let checkpoints: Vec<&Checkpoint> = checkpoints.iter().collect();
     let settings = settings_that_fit(args, &checkpoints)?;
-    let options = options(args, &settings);
+    let mut options = options(args, &settings);
+    if args.timeline && options.backend.on_this_machine(&options.kernels) != BackendChoice::Cuda {
+        return Err(Error::argument("timeline", "only the CUDA backend tells the time of kernels"));
+    }
+    let timeline = args.timeline.then(Timeline::default);
+    options.timeline.clone_from(&timeline);
     refuse_what_does_not_fit(&checkpoints, member_of_role, &settings, &options)?;
     let trio = args.models.open_trio(&sources)?;
     let engine = loading::start(&trio, options.clone())?;
@@ -66,8 +74,11 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
         read_rate: ReadRate::new(args.device.threads.map(usize::from))?,
         trio,
     };
-    let mut report = Report::new(&bench);
     let mut out = Stdout::new();
+    if let Some(timeline) = timeline {
+        return timeline::run(&bench, &settings, &timeline, &mut out);
+    }
+    let mut report = Report::new(&bench);
     if !args.json {
         out.line(&report.heading())?;
     }

@@ -1,0 +1,170 @@
+//! Compiled kernels as files: the cubin of a module, and after it a seal that says what it was made of. Tools that read
+//! cubins read these.
+//!
+//! `proxytune kernels` makes a directory of them that needs no NVRTC; the cache is another. Whatever is not whole, or not
+//! what is asked for, is as good as not there.
+
+use super::compile::{Arch, Version};
+use bytemuck::{Pod, Zeroable};
+use ring::digest::{SHA256, digest};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// SHA-256 of what a cubin is made of, the compiler aside: see [`super::compile::key`].
+pub(super) type Key = [u8; 32];
+
+/// A cubin and what made it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Cubin {
+    /// An ELF image.
+    pub(super) image: Vec<u8>,
+    /// NVRTC's.
+    pub(super) compiler: Version,
+}
+
+const MAGIC: [u8; 16] = *b"proxytune cubin\n";
+
+/// The last bytes of a file.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Seal {
+    key: Key,
+    /// SHA-256 of the image.
+    content: [u8; 32],
+    /// Of the image, little-endian.
+    n_bytes: [u8; 8],
+    /// Major and minor, little-endian.
+    compiler: [[u8; 4]; 2],
+    magic: [u8; 16],
+}
+
+impl Seal {
+    fn of(key: &Key, cubin: &Cubin) -> Self {
+        let Version(major, minor) = cubin.compiler;
+        Self {
+            key: *key,
+            content: sha256(&cubin.image),
+            n_bytes: (cubin.image.len() as u64).to_le_bytes(),
+            compiler: [major, minor].map(u32::to_le_bytes),
+            magic: MAGIC,
+        }
+    }
+}
+
+/// The name of a module's file in a directory of ready kernels.
+pub(super) fn file_name(stem: &str, arch: Arch) -> String {
+    format!("{stem}.{arch}.cubin")
+}
+
+/// The name of a module's file in the cache, where those of other versions stand beside it.
+pub(super) fn cached_name(stem: &str, arch: Arch, compiler: Version, key: &Key) -> String {
+    let key: String = key[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{stem}.{arch}.nvrtc-{compiler}.{key}.cubin")
+}
+
+/// The cubin in `file`, if it is whole and made of what `key` names.
+pub(super) fn read(file: &Path, key: &Key) -> Option<Cubin> {
+    let mut image = fs::read(file).ok()?;
+    let end = image.len().checked_sub(size_of::<Seal>())?;
+    let seal: Seal = bytemuck::pod_read_unaligned(&image.split_off(end));
+    let [major, minor] = seal.compiler.map(u32::from_le_bytes);
+    let cubin = Cubin { image, compiler: Version(major, minor) };
+    (bytemuck::bytes_of(&seal) == bytemuck::bytes_of(&Seal::of(key, &cubin))).then_some(cubin)
+}
+
+/// Writes a cubin so that nobody finds half of it, however many processes write the same one.
+pub(super) fn write(file: &Path, key: &Key, cubin: &Cubin) -> io::Result<()> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let mut name = file.as_os_str().to_owned();
+    name.push(format!(".{}-{}.tmp", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
+    let new = PathBuf::from(name);
+    let bytes = [&cubin.image, bytemuck::bytes_of(&Seal::of(key, cubin))].concat();
+    let written = fs::write(&new, bytes).and_then(|()| fs::rename(&new, file));
+    if written.is_err() {
+        // Nothing to do about a file that cannot be removed either.
+        let _ = fs::remove_file(&new);
+    }
+    written
+}
+
+/// Where compiled kernels are kept unless the user says otherwise; absent where there is no home.
+pub(super) fn default_cache() -> Option<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let home = std::env::home_dir().filter(|home| home.is_absolute());
+    let cache = if cfg!(windows) {
+        variable("LOCALAPPDATA")
+    } else if cfg!(target_os = "macos") {
+        home.map(|home| home.join("Library").join("Caches"))
+    } else {
+        variable("XDG_CACHE_HOME").or_else(|| Some(home?.join(".cache")))
+    };
+    Some(cache?.join("proxytune").join("kernels"))
+}
+
+pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
+    digest(&SHA256, bytes).as_ref().try_into().expect("SHA-256 has 32 bytes")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cubin(image: &[u8]) -> Cubin {
+        Cubin { image: image.to_vec(), compiler: Version(12, 9) }
+    }
+
+    #[test]
+    fn what_is_not_whole_or_not_what_is_asked_for_is_not_there() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join(file_name("embed", Arch(90)));
+        let (key, other) = ([7; 32], [8; 32]);
+        assert_eq!(read(&file, &key), None, "no file");
+        write(&file, &key, &cubin(b"an image")).expect("written");
+        assert_eq!(read(&file, &key), Some(cubin(b"an image")));
+        assert_eq!(read(&file, &other), None, "made of something else");
+        let whole = fs::read(&file).expect("read");
+        // Every bit counts but those of the compiler's version, which are compared where they matter.
+        let version = whole.len() - 24..whole.len() - 16;
+        for at in (0..whole.len()).filter(|at| !version.contains(at)) {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1;
+            fs::write(&file, bytes).expect("written");
+            assert_eq!(read(&file, &key), None, "byte {at}");
+        }
+        let longer = [&whole[..], b"\n"].concat();
+        for bytes in (0..whole.len()).map(|n| &whole[..n]).chain([&longer[..], &whole[1..]]) {
+            fs::write(&file, bytes).expect("written");
+            assert_eq!(read(&file, &key), None, "{} bytes of {}", bytes.len(), whole.len());
+        }
+        write(&file, &key, &cubin(b"")).expect("written over what is broken");
+        assert_eq!(read(&file, &key), Some(cubin(b"")));
+    }
+
+    #[test]
+    fn many_may_write_the_same_file_while_others_read_it() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (file, key) = (directory.path().join("x.cubin"), [1; 32]);
+        let images = [vec![1u8; 100_000], vec![2u8; 70_000], vec![3u8; 1]];
+        write(&file, &key, &cubin(&images[0])).expect("written");
+        std::thread::scope(|scope| {
+            for image in &images {
+                let (file, key) = (&file, &key);
+                scope.spawn(move || (0..50).for_each(|_| write(file, key, &cubin(image)).expect("written")));
+            }
+            for _ in 0..200 {
+                let found = read(&file, &key).expect("there is always a whole one");
+                assert!(images.contains(&found.image));
+            }
+        });
+        assert_eq!(fs::read_dir(&directory).expect("read").count(), 1, "nothing else is left behind");
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_written_is_an_error() {
+        let directory = tempfile::tempdir().expect("a directory");
+        assert!(write(&directory.path().join("none/x.cubin"), &[1; 32], &cubin(b"x")).is_err());
+        assert_eq!(fs::read_dir(&directory).expect("read").count(), 0);
+    }
+}

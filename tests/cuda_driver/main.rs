@@ -1,0 +1,46 @@
+//! The driver half of the CUDA backend through the binary, on a library that plays the driver (tests/cuda_host/libcuda.cpp):
+//! memory, copies, branches, graphs, faults; and what is said where there is no card. The kernels run as C++, but are
+//! compiled by NVRTC too, as they are for a card.
+
+mod absent;
+#[allow(dead_code, reason = "the runner's process is for tests/cuda_host")]
+#[path = "../cuda_host/build.rs"]
+mod build;
+mod kernels;
+mod steps;
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+
+/// The NVRTC that scripts/nvidia-tools has fetched.
+fn nvrtc() -> String {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/nvidia/nvidia/cuda_nvrtc/lib/libnvrtc.so.12");
+    assert!(file.exists(), "{} is not here: scripts/nvidia-tools fetches it", file.display());
+    file.to_str().expect("a path of text").into()
+}
+
+/// The binary with a driver that plays what `played` says, and with no flags of whoever runs the tests.
+fn command(played: &str, args: &[&str]) -> Command {
+    static DRIVER: OnceLock<std::path::PathBuf> = OnceLock::new();
+    let library = DRIVER.get_or_init(|| build::runner(build::Flavour::Driver));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_proxytune"));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PROXYTUNE_")) {
+        command.env_remove(name);
+    }
+    command.env("LD_LIBRARY_PATH", library.parent().expect("it stands in a directory")).env("PLAYED_CUDA", played);
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+fn run(played: &str, args: &[&str]) -> Output {
+    command(played, args).output().expect("the binary starts")
+}
+
+fn stdout(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).expect("UTF-8")
+}
+
+fn stderr(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).expect("UTF-8")
+}
