@@ -9,6 +9,7 @@ mod common;
 
 use proxytune::Result;
 use proxytune::backend::cpu::Cpu;
+use proxytune::backend::params::Choice;
 use proxytune::backend::wgpu::{Options, Wgpu};
 use proxytune::backend::*;
 use proxytune::engine::request::{Draft, Request, Sampling};
@@ -82,6 +83,10 @@ impl<B: Backend> Backend for Timed<B> {
 
     fn product_error(weights: Dtype) -> f64 {
         B::product_error(weights)
+    }
+
+    fn draw_dispatches(choice: Choice) -> usize {
+        B::draw_dispatches(choice)
     }
 
     fn describe(&self) -> String {

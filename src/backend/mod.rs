@@ -125,6 +125,8 @@ pub trait Backend: Send + Sized + 'static {
     /// How far an activation may be off, relative to itself, as it enters a product with weights of a type: 0 where it
     /// enters as it is, in f32.
     fn product_error(weights: Dtype) -> f64;
+    /// Dispatches of combine_sample where a step's samples ask for `choice` at most: one where a sample is one block's.
+    fn draw_dispatches(choice: Choice) -> usize;
     /// `cpu`, `wgpu`, and the adapter's name.
     fn describe(&self) -> String;
     /// Bytes of memory that weights and buffers can still have; absent where the device does not tell.

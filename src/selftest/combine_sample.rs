@@ -7,7 +7,7 @@ use super::launch::{Check, Launch, POISON};
 use super::samples::{Seat, Step};
 use crate::Result;
 use crate::backend::Backend;
-use crate::backend::params::{Choice, Finish, Slot};
+use crate::backend::params::{Finish, Slot};
 
 pub(super) fn check<B: Backend, T: Backend>(check: &mut Check<'_, B, T>) -> Result<()> {
     for (case, n_ids) in [5, 64, 997].into_iter().enumerate() {
@@ -99,9 +99,8 @@ impl Launch for Step {
             let row = &all_counts[index * width..][..width];
             counts.extend(row.iter().map(|&count| if counted { Want::Twin } else { Want::Bits(count) }));
         }
-        // More only where blocks share a sample, and cannot wait for each other.
-        let dispatches = if self.choice() == Choice::Greedy { Want::Bits(1) } else { Want::Any };
-        vec![slots, scores, counts, vec![dispatches]]
+        // As many dispatches as the backend says.
+        vec![slots, scores, counts, vec![Want::Bits(1)]]
     }
 
     fn row(&self, outputs: &[Output], index: usize) -> Vec<u32> {

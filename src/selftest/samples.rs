@@ -15,7 +15,7 @@ use std::fmt;
 /// Loudness of logits: their deviation is about 3.
 const LOUDNESS: f32 = 5.0;
 
-/// Where the number of dispatches and the records are in [`Step::outputs`].
+/// Where it says whether the dispatches were as many as they should be, and the records, are in [`Step::outputs`].
 const DISPATCHES: usize = 3;
 pub(super) const RECORDS: usize = 4;
 
@@ -186,7 +186,8 @@ impl Step {
         words
     }
 
-    /// Slots, scores and counts after the step, the dispatches it took, and the records where it is recorded.
+    /// Slots, scores and counts after the step, 1 where it took as many dispatches as its choice does, and the records where
+    /// it is recorded.
     pub(super) fn outputs<B: Backend>(&self, backend: &B) -> Result<Vec<Output>> {
         let n = self.seats.len();
         let slots = filled(backend, "slots", &self.slots())?;
@@ -218,7 +219,7 @@ impl Step {
                 params: CombineSampleParams { n_ids, strides, mask_words, has_counts: 1, reserved: [0; 2] },
             },
         );
-        let dispatches = backend.dispatches(&pass) as u32;
+        let as_many = (backend.dispatches(&pass) == B::draw_dispatches(self.choice())) as u32;
         if self.n_top > 0 {
             backend.record(
                 &mut pass,
@@ -240,7 +241,7 @@ impl Step {
         let n_outputs = if self.n_top > 0 { 4 } else { 3 };
         let outputs: Vec<_> = outputs.iter().zip(words).map(|(&(name, buf), words)| (name, buf, words)).collect();
         let mut outputs = finish(backend, pass, &outputs[..n_outputs])?;
-        outputs.insert(DISPATCHES, Output::words("dispatches of combine_sample", vec![dispatches]));
+        outputs.insert(DISPATCHES, Output::words("whether combine_sample took its dispatches", vec![as_many]));
         Ok(outputs)
     }
 

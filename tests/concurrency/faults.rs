@@ -3,6 +3,7 @@
 
 use super::{on_cpu, read, request, trio};
 use proxytune::backend::cpu::Cpu;
+use proxytune::backend::params::Choice;
 use proxytune::backend::*;
 use proxytune::engine::{Draft, Engine, EngineOptions, FinishReason, Handle, Sampling};
 use proxytune::{Error, Result};
@@ -70,6 +71,10 @@ impl Backend for Failing {
 
     fn product_error(weights: Dtype) -> f64 {
         Cpu::product_error(weights)
+    }
+
+    fn draw_dispatches(choice: Choice) -> usize {
+        Cpu::draw_dispatches(choice)
     }
 
     fn describe(&self) -> String {

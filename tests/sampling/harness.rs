@@ -225,15 +225,7 @@ impl<'a, B: Backend> Launch<'a, B> {
             params,
         };
         self.backend.combine_sample(pass, op);
-        // Where a block does the whole of a sample, one is enough; where blocks share it, for greedy steps.
-        let most = match self.choice {
-            Choice::Greedy => 1,
-            _ if !self.backend.describe().starts_with("cuda") => 1,
-            Choice::Drawn => 2,
-            Choice::Filtered => 12,
-            Choice::BaseMasked => 18,
-        };
-        assert_eq!(self.backend.dispatches(pass), most, "launches of a step");
+        assert_eq!(self.backend.dispatches(pass), B::draw_dispatches(self.choice), "launches of a step");
     }
 
     /// One step: combine_sample, then record.

@@ -166,6 +166,10 @@ impl Backend for Cpu {
         0.0
     }
 
+    fn draw_dispatches(_: Choice) -> usize {
+        1
+    }
+
     fn describe(&self) -> String {
         format!("cpu ({}, {} threads)", self.isa.name(), self.threads.size())
     }

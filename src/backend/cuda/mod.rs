@@ -150,6 +150,16 @@ impl<D: Device> Backend for Cuda<D> {
         }
     }
 
+    /// Blocks share a sample and cannot wait for each other: a launch for each digit of a place that is looked for.
+    fn draw_dispatches(choice: Choice) -> usize {
+        match choice {
+            Choice::Greedy => 1,
+            Choice::Drawn => 2,
+            Choice::Filtered => 12,
+            Choice::BaseMasked => 18,
+        }
+    }
+
     fn describe(&self) -> String {
         format!("cuda ({})", self.device.describe())
     }

@@ -136,6 +136,10 @@ impl Backend for Wgpu {
         0.0
     }
 
+    fn draw_dispatches(_: Choice) -> usize {
+        1
+    }
+
     fn describe(&self) -> String {
         format!("wgpu ({}, {})", self.device.adapter.name, self.device.adapter.backend)
     }
