@@ -285,10 +285,11 @@ impl Terminal {
     const WAITS: &str = "\x1b[?2004h";
 
     fn new(args: &str, term: &str) -> Self {
-        let line = format!("{} {} {args}", env!("CARGO_BIN_EXE_proxytune"), START.join(" "));
+        // `exec`: a shell that stays, as dash does, is interrupted too and makes the exit code 130.
+        let line = format!("exec {} {} {args}", env!("CARGO_BIN_EXE_proxytune"), START.join(" "));
         // What waits for a mark that never comes ends all the same.
         let mut script = super::unflagged("timeout");
-        script.args(["120", "script", "-qec", &line, "/dev/null"]).env("TERM", term);
+        script.args(["120", "script", "-qec", &line, "/dev/null"]).env("TERM", term).env("SHELL", "/bin/sh");
         let mut script = spawn(script.stdin(Stdio::piped()));
         let (keys, screen) = (script.stdin.take().expect("a pipe"), script.stdout.take().expect("a pipe"));
         Self { script, keys, screen, seen: String::new() }
