@@ -161,8 +161,6 @@ DEVICE bool arrives_last(u32* counter, u32 n, u32* flag) {
 // in which mma_bf16 takes them, its k = 2t, 2t + 1 being columns 4t, 4t + 1 and its 2t + 8, 2t + 9 the two after them;
 // a tile of f32 is row-major, which is the first row of every lane, then the second.
 
-constexpr u32 TILE = 16;
-
 // Elements 2 pair and 2 pair + 1 of a row of a matrix whose rows have n_in elements.
 template <u32 DTYPE>
 DEVICE float2 pair_of_weights(const void* tiles, u32 n_in, u32 row, u32 pair) {
@@ -228,7 +226,7 @@ DEVICE float ln(float x) {
 
 // -ln(E) with E = -log1p(-v): a Gumbel variate from 32 random bits.
 DEVICE float gumbel(u32 x) {
-    float v = fminf(((float)x + 0.5f) * 2.3283064365386963e-10f, 0.99999994f);
+    float v = fminf(((float)x + 0.5f) * RANDOM_UNIT, BELOW_ONE);
     float e = v < 0.25f ? -ln_1p_near_zero(-v) : -ln(1.0f - v);
     return -ln(e);
 }

@@ -24,9 +24,9 @@ DEVICE float silu(float x) {
     return x * ((x < 0.0f ? e : 1.0f) / (1.0f + e));
 }
 
-// 0.5 x (1 + tanh u), u = sqrt(2 / pi) (x + 0.044715 x^3).
+// 0.5 x (1 + tanh u), u = GELU_LINEAR (x + GELU_CUBIC x^3).
 DEVICE float gelu_tanh(float x) {
-    const float u = 0.7978846f * fmaf(0.044715f * x * x, x, x);
+    const float u = GELU_LINEAR * fmaf(GELU_CUBIC * x * x, x, x);
     const float e = exp_nonpositive(-2.0f * fabsf(u));
     return 0.5f * x * (1.0f + copysignf((1.0f - e) / (1.0f + e), u));
 }

@@ -9,8 +9,6 @@
 #include "ids.cuh"
 
 constexpr u32 ID_BITS = 19;
-constexpr u32 DIGIT_BITS = 10;
-constexpr u32 N_DIGITS = 5;
 constexpr u32 N_BINS = 1u << DIGIT_BITS;
 static_assert(MAX_VOCAB <= 1u << ID_BITS && 31 + ID_BITS == DIGIT_BITS * N_DIGITS, "a place is made of whole digits");
 

@@ -26,6 +26,14 @@ pub const LN2_LO: f32 = -2.121_944_4e-4;
 pub(crate) const INTEGERS: f32 = 12_582_912.0;
 /// Below it, e^t is taken as 0.
 pub const EXP_MIN: f32 = -87.0;
+/// 2^-32: from 32 random bits to a share of 1.
+pub(crate) const RANDOM_UNIT: f32 = 1.0 / (1u64 << 32) as f32;
+/// 1 - 2^-24, the largest float below 1.
+pub(crate) const BELOW_ONE: f32 = 1.0 - f32::EPSILON / 2.0;
+/// sqrt(2 / pi), as GELU by tanh has it.
+pub(crate) const GELU_LINEAR: f32 = 0.797_884_6;
+/// What GELU by tanh has of x^3.
+pub(crate) const GELU_CUBIC: f32 = 0.044_715;
 /// Multipliers of Philox4x32.
 pub const PHILOX_MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];
 /// What each round adds to its key.
@@ -70,7 +78,7 @@ pub fn ln(x: f32) -> f32 {
 /// `-ln(E)` with `E = -log1p(-v)`, `v = min((f32(x) + 0.5) * 2^-32, 1 - 2^-24)`: a Gumbel variate from 32 random bits.
 #[inline(always)]
 pub fn gumbel(x: u32) -> f32 {
-    let v = ((x as f32 + 0.5) * 2f32.powi(-32)).min(1.0 - 2f32.powi(-24));
+    let v = ((x as f32 + 0.5) * RANDOM_UNIT).min(BELOW_ONE);
     // For small v, 1 - v would round away what matters.
     let e = if v < 0.25 { -ln_1p_near_zero(-v) } else { -ln(1.0 - v) };
     -ln(e)

@@ -4,7 +4,7 @@ use super::matrix::{Epilogue, Output, multiply};
 use super::rows::Prepare;
 use super::simd::GROUP;
 use super::*;
-use crate::backend::math::exp_nonpositive;
+use crate::backend::math::{GELU_CUBIC, GELU_LINEAR, exp_nonpositive};
 
 /// See [`NormGateUp`].
 pub(super) fn run(cpu: &Cpu, op: NormGateUp<'_, Cpu>) {
@@ -43,10 +43,10 @@ fn silu(x: f32) -> f32 {
     x * sigmoid
 }
 
-/// 0.5 x (1 + tanh u), u = sqrt(2 / pi) (x + 0.044715 x^3).
+/// 0.5 x (1 + tanh u), u = GELU_LINEAR (x + GELU_CUBIC x^3).
 #[inline(always)]
 fn gelu_tanh(x: f32) -> f32 {
-    let u = 0.797_884_6 * (0.044_715 * x * x).mul_add(x, x);
+    let u = GELU_LINEAR * (GELU_CUBIC * x * x).mul_add(x, x);
     let e = exp_nonpositive(-2.0 * u.abs());
     let tanh = ((1.0 - e) / (1.0 + e)).copysign(u);
     0.5 * x * (1.0 + tanh)

@@ -1,7 +1,8 @@
 //! Constants that both sides need, written once in Rust, and the layout of every struct that both sides have.
 
 use super::attention;
-use super::draw::{DRAW_SCRATCH_BYTES, PART_IDS, RECORD_SCRATCH_BYTES};
+use super::draw::{DIGIT_BITS, DRAW_SCRATCH_BYTES, N_DIGITS, PART_IDS, RECORD_SCRATCH_BYTES};
+use super::matrix::TILE;
 use super::rows::COPY_WORDS;
 use crate::backend::layouts::{Layout, layouts};
 use crate::backend::math::*;
@@ -45,7 +46,10 @@ pub(super) fn constants_header() -> String {
         ("BF16", Dtype::Bf16 as u32),
         ("SILU", Activation::Silu as u32),
         ("GELU_TANH", Activation::GeluTanh as u32),
+        ("TILE", TILE as u32),
         ("PART_IDS", PART_IDS),
+        ("DIGIT_BITS", DIGIT_BITS),
+        ("N_DIGITS", N_DIGITS),
         ("DRAW_SCRATCH_BYTES", DRAW_SCRATCH_BYTES as u32),
         ("RECORD_SCRATCH_BYTES", RECORD_SCRATCH_BYTES as u32),
     ] {
@@ -57,6 +61,10 @@ pub(super) fn constants_header() -> String {
         ("EXP_MIN", EXP_MIN),
         ("INTEGERS", INTEGERS),
         ("LOG2_E", std::f32::consts::LOG2_E),
+        ("RANDOM_UNIT", RANDOM_UNIT),
+        ("BELOW_ONE", BELOW_ONE),
+        ("GELU_LINEAR", GELU_LINEAR),
+        ("GELU_CUBIC", GELU_CUBIC),
     ] {
         line(&mut lines, format_args!("constexpr float {name} = {value:?}f;"));
     }

@@ -11,8 +11,9 @@ const THREADS: u32 = 256;
 pub(super) const PART_IDS: u32 = 4 * THREADS;
 const N_PARTS: usize = MAX_VOCAB.div_ceil(PART_IDS as usize);
 /// Digits of a place among the scores, see kernels/select.cuh, and the bins of one.
-const N_DIGITS: u32 = 5;
-const N_BINS: usize = 1 << 10;
+pub(super) const N_DIGITS: u32 = 5;
+pub(super) const DIGIT_BITS: u32 = 10;
+const N_BINS: usize = 1 << DIGIT_BITS;
 
 /// kernels/combine_sample.cu's DrawScratch: a prefix with its bins and a counter, what each part found, the best score.
 pub(super) const DRAW_SCRATCH_BYTES: usize = 8 * (4 + N_BINS) + 16 * N_PARTS + 8;
