@@ -2,8 +2,9 @@
 //
 // y [members * cap][n_heads * head_dim] f32, qkv [members * cap][(n_heads + 2 n_kv_heads) * head_dim] f32.
 // One block: up to 8 columns of one KV head, heads of one row (of some rows, where they share their keys), a warp
-// (strand) for each quarter of a key block, and every n_parts-th span of keys from the block's part on. Reads K and V
-// of its spans once, 16 bytes a lane; writes y once. Rows that are not live give zero.
+// (strand) for each quarter of a key block, and every n_parts-th span of keys from the block's part on; grid (blocks of
+// rows times n_parts, KV heads times blocks of one's query heads, members). Reads K and V of its spans once, 16 bytes a
+// lane; writes y once. Rows that are not live give zero.
 //
 // Canonical order. Key blocks of which the row sees keys are cut in at most ATTENTION_SPANS spans of equal length, the
 // smallest power of two of blocks that does, from the first on: it depends on the row's position and window alone.
@@ -158,7 +159,7 @@ DEVICE void fold(State<CHUNKS>& state, const State<CHUNKS>& partial) {
 }
 
 template <u32 CHUNKS>
-DEVICE void store(Partial<CHUNKS>& to, const State<CHUNKS>& state) {
+DEVICE void store_partial(Partial<CHUNKS>& to, const State<CHUNKS>& state) {
 #pragma unroll
     for (u32 c = 0; c < CHUNKS; c++) {
         to.values[c][threadIdx.x] = state.values[c];
@@ -329,7 +330,7 @@ DEVICE u32 attend_rows(const AttentionArgs& args, AttentionShared<DTYPE, CHUNKS>
         if (n_parts == 1) {
             fold(state, partial);
         } else {
-            store(partials[span], partial);
+            store_partial(partials[span], partial);
         }
     }
     if (n_parts > 1) {

@@ -87,24 +87,25 @@ DEVICE Seat seat_of(const CombineSampleArgs& args, const Sample& sample) {
             four < 8 * n_words};
 }
 
+// What every launch begins with. False where the block has no sample: grids are bounds.
+DEVICE bool takes_seat(const CombineSampleArgs& args, Seat& seat) {
+    wait_for_earlier();
+    let_next_start();
+    const Sample sample = args.samples[blockIdx.y];
+    if (sample.slot == NO_SLOT) {
+        return false;
+    }
+    seat = seat_of(args, sample);
+    return true;
+}
+
 DEVICE bool has_base_mask(const Slot* slot) { return slot->base_top_p != 0 || slot->base_min_p != 0.0f; }
 
 // NaN or +inf.
 DEVICE bool is_bad(u32 bits) { return (bits & 0x7fffffffu) >= POS_INF && bits != NEG_INF; }
 
 DEVICE u32 any_of_block(u32 bits, u32 (&warps)[N_WARPS]) {
-    for (u32 mask = WARP / 2; mask > 0; mask /= 2) {
-        bits |= lane_xor(bits, mask);
-    }
-    sync_block();
-    if (threadIdx.x % WARP == 0) {
-        warps[threadIdx.x / WARP] = bits;
-    }
-    sync_block();
-    for (u32 warp = 0; warp < N_WARPS; warp++) {
-        bits |= warps[warp];
-    }
-    return bits;
+    return over_block(bits, warps, [](u32 a, u32 b) { return a | b; });
 }
 
 // Adds up what all blocks of the sample found; true in the last of them, which has the whole.
@@ -127,7 +128,7 @@ DEVICE bool found_all(DrawScratch* scratch, u64& best, u32& findings, FoundShare
 }
 
 // t = (s - best) * scale of a four of scores.
-DEVICE Four scaled(const Four& scores, float best, float scale) {
+DEVICE Four relative_to(const Four& scores, float best, float scale) {
     Four t;
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
@@ -307,14 +308,8 @@ DEVICE void conclude(const Seat& seat, u64 best, u32 findings) {
 // Step 2: the highest score of the base.
 extern "C" __global__ void __launch_bounds__(THREADS) base_peak(const CombineSampleArgs args) {
     SHARED(FoundShared, shared);
-    wait_for_earlier();
-    let_next_start();
-    const Sample sample = args.samples[blockIdx.y];
-    if (sample.slot == NO_SLOT) {
-        return;
-    }
-    const Seat seat = seat_of(args, sample);
-    if (seat.slot->finish != RUNNING || !has_base_mask(seat.slot)) {
+    Seat seat;
+    if (!takes_seat(args, seat) || seat.slot->finish != RUNNING || !has_base_mask(seat.slot)) {
         return;
     }
     u64 best = best_of_four(masked_base(args, seat), seat.four);
@@ -329,31 +324,25 @@ extern "C" __global__ void __launch_bounds__(THREADS) base_peak(const CombineSam
 // Step 2: one digit of the end of the base's nucleus.
 extern "C" __global__ void __launch_bounds__(THREADS) base_nucleus(const CombineSampleArgs args) {
     SHARED(SelectShared, shared);
-    wait_for_earlier();
-    let_next_start();
-    const Sample sample = args.samples[blockIdx.y];
-    if (sample.slot == NO_SLOT) {
+    Seat seat;
+    if (!takes_seat(args, seat)) {
         return;
     }
-    const Seat seat = seat_of(args, sample);
     const u32 top_p = seat.slot->base_top_p;
     if (seat.slot->finish != RUNNING || top_p == 0) {
         return;
     }
-    const Four t = scaled(masked_base(args, seat), seat.scratch->best, 1.0f);
+    const Four t = relative_to(masked_base(args, seat), seat.scratch->best, 1.0f);
     find_digit(&seat.scratch->prefix, t, seat.four, args.digit, {true, top_p}, shared);
 }
 
 // Steps 1 to 7, and the draw where it is greedy.
 extern "C" __global__ void __launch_bounds__(THREADS) combine_sample(const CombineSampleArgs args) {
     SHARED(FoundShared, shared);
-    wait_for_earlier();
-    let_next_start();
-    const Sample sample = args.samples[blockIdx.y];
-    if (sample.slot == NO_SLOT) {
+    Seat seat;
+    if (!takes_seat(args, seat)) {
         return;
     }
-    const Seat seat = seat_of(args, sample);
     if (seat.slot->finish != RUNNING) {
         if (blockIdx.x == 0 && threadIdx.x == 0) {
             seat.slot->drew = 0;
@@ -381,7 +370,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) combine_sample(const Combi
 // The scores that the filters look at, where the slot draws.
 DEVICE Four processed_t(const Seat& seat) {
     const Four scores = seat.has_four ? load_four(seat.processed, seat.four) : four_of(NEG_INF);
-    return scaled(scores, seat.scratch->best, seat.slot->inverse_temperature);
+    return relative_to(scores, seat.scratch->best, seat.slot->inverse_temperature);
 }
 
 DEVICE bool draws(const Slot* slot) { return slot->finish == RUNNING && slot->inverse_temperature != 0.0f; }
@@ -389,13 +378,10 @@ DEVICE bool draws(const Slot* slot) { return slot->finish == RUNNING && slot->in
 // Step 8: one digit of the end of the best top_k.
 extern "C" __global__ void __launch_bounds__(THREADS) top_k(const CombineSampleArgs args) {
     SHARED(SelectShared, shared);
-    wait_for_earlier();
-    let_next_start();
-    const Sample sample = args.samples[blockIdx.y];
-    if (sample.slot == NO_SLOT) {
+    Seat seat;
+    if (!takes_seat(args, seat)) {
         return;
     }
-    const Seat seat = seat_of(args, sample);
     const u32 k = seat.slot->top_k;
     if (!draws(seat.slot) || k == 0 || k >= args.params.n_ids) {
         return;
@@ -406,13 +392,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) top_k(const CombineSampleA
 // Step 8: one digit of the end of the nucleus of what top_k left.
 extern "C" __global__ void __launch_bounds__(THREADS) nucleus(const CombineSampleArgs args) {
     SHARED(SelectShared, shared);
-    wait_for_earlier();
-    let_next_start();
-    const Sample sample = args.samples[blockIdx.y];
-    if (sample.slot == NO_SLOT) {
+    Seat seat;
+    if (!takes_seat(args, seat)) {
         return;
     }
-    const Seat seat = seat_of(args, sample);
     const u32 top_p = seat.slot->top_p;
     if (!draws(seat.slot) || top_p == 0) {
         return;
@@ -423,17 +406,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) nucleus(const CombineSampl
 // Steps 7 to 9 where the slot draws: writes t, and -inf where a filter drops an id.
 extern "C" __global__ void __launch_bounds__(THREADS) draw(const CombineSampleArgs args) {
     SHARED(FoundShared, shared);
-    wait_for_earlier();
-    let_next_start();
-    const Sample sample = args.samples[blockIdx.y];
-    if (sample.slot == NO_SLOT) {
+    Seat seat;
+    if (!takes_seat(args, seat) || !draws(seat.slot)) {
         return;
     }
-    const Seat seat = seat_of(args, sample);
     const Slot* slot = seat.slot;
-    if (!draws(slot)) {
-        return;
-    }
     Four t = processed_t(seat);
     const Four x = four_of(philox({seat.four, slot->produced, slot->sample_index, 0}, slot->seed[0], slot->seed[1]));
     const u64 end = seat.scratch->prefix.end;

@@ -1,6 +1,7 @@
 // What every kernel shares: 16-bit types by bits, the instructions that C++ has no words for, and the functions of
-// src/backend/math.rs. A .cu includes this, or a header of ours that does, and nothing of CUDA's own, so that NVRTC alone
-// compiles it; g++ and clang compile the same files for tests, where tests/cuda_host/cuda_host.h plays the device.
+// src/backend/math.rs. A .cu includes this, or a header of ours that does, and nothing of CUDA's own, so that NVRTC
+// alone compiles it; g++ and clang compile the same files for tests, where tests/cuda_host/cuda_host.h plays the
+// device.
 //
 // Convention: a kernel has one argument, a struct NAMEArgs by value: pointers in the order of the fields of the op's
 // struct in src/backend/mod.rs (outputs, inputs), its params, then what only CUDA needs; src/backend/cuda/ mirrors it.
@@ -109,7 +110,8 @@ DEVICE void sync_block() { __syncthreads(); }
 
 // 16 bytes from global to shared memory, there after the wait of the same thread (and, for others, a barrier).
 DEVICE void copy_async(void* shared, const void* global) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(shared)), "l"(global) : "memory");
+    const u32 to = (u32)__cvta_generic_to_shared(shared);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
 }
 DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until at most N groups are under way.
@@ -138,9 +140,45 @@ DEVICE u64 lane_xor(u64 x, u32 mask) { return (u64)lane_xor((u32)(x >> 32), mask
 
 DEVICE float bf16_to_f32(u32 bits) { return float_of(bits << 16); }
 
+// What `join` makes of a value of each lane, in all of them: by halves.
+template <class T, class Join>
+DEVICE T over_lanes(T value, Join join) {
+    for (u32 mask = WARP / 2; mask > 0; mask /= 2) {
+        value = join(value, lane_xor(value, mask));
+    }
+    return value;
+}
+
+DEVICE float sum_of_lanes(float own) {
+    return over_lanes(own, [](float a, float b) { return a + b; });
+}
+
+// 1 / sqrt(mean of n squares + eps).
+DEVICE float inverse_rms(float squares, u32 n, float eps) { return 1.0f / sqrtf(squares / (float)n + eps); }
+
+// Numbers as tensor cores take them: the nearest of their type, and what that leaves.
+struct Split {
+    u32 hi;
+    u32 lo;
+};
+
+// Two numbers as pairs of bf16.
+DEVICE Split split_bf16(float x, float y) {
+    const u32 hi = bf16_pair(x, y);
+    return {hi, bf16_pair(x - bf16_to_f32(hi & 0xffffu), y - bf16_to_f32(hi >> 16))};
+}
+
+// A number as tf32, to nearest with ties away from 0. What is left is cut, not rounded: a NaN stays one there, whatever
+// the high part makes of it.
+DEVICE Split split_tf32(float x) {
+    const u32 hi = (bits_of(x) + 0x1000u) & 0xffffe000u;
+    return {hi, bits_of(x - float_of(hi)) & 0xffffe000u};
+}
+
 // True in all threads of the last of n blocks that come here, after which everything the others wrote before is seen:
-// the barrier and thread 0's fence order what the block wrote before its atomic, and the fence and barrier after it what the
-// block then reads. No block waits for another. The counter is 0 before and after; `flag` is a word of shared memory.
+// the barrier and thread 0's fence order what the block wrote before its atomic, and the fence and barrier after it
+// what the block then reads. No block waits for another. The counter is 0 before and after; `flag` is a word of shared
+// memory.
 DEVICE bool arrives_last(u32* counter, u32 n, u32* flag) {
     sync_block();
     if (threadIdx.x == 0) {

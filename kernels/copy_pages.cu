@@ -1,8 +1,8 @@
 // plane[to] = plane[from], page by page.
 //
 // plane [n_pages][page_words], copies [n_copies]. One block: up to COPY_WORDS words of one page, four at a time where a
-// page is whole fours. No page is read and written in one launch, so the order of blocks does not matter. Reads and
-// writes page_words words per copy.
+// page is whole fours; grid (parts of a page, copies). No page is read and written in one launch, so the order of
+// blocks does not matter. Reads and writes page_words words per copy.
 #include "common.cuh"
 
 struct CopyPagesArgs {

@@ -1,8 +1,10 @@
-// places[r] = resolve(rows[r]); x[r] = scale * table[token], 0 where the slot has finished or the token is past the table.
+// places[r] = resolve(rows[r]); x[r] = scale * table[token], 0 where the slot has finished or the token is past the
+// table.
 //
-// x [members * cap][d_model] f32, places and rows [members * cap], table [members] of matrices in tiles (matrix.rs). One
-// block: one row of one member; a thread takes every THREADS-th pair of columns, which is 4 bytes of a tile of 16-bit
-// weights, 8 of one of f32. One product per element. Reads and writes d_model elements per row.
+// x [members * cap][d_model] f32, places and rows [members * cap], table [members] of matrices in tiles (matrix.rs).
+// One block: one row of one member; grid (rows, 1, members). A thread takes every THREADS-th pair of columns, which is
+// 4 bytes of a tile of 16-bit weights, 8 of one of f32. One product per element. Reads and writes d_model elements per
+// row.
 #include "common.cuh"
 
 struct EmbedArgs {

@@ -84,19 +84,21 @@ DEVICE u32 ordered_of(u64 key) { return (u32)(key >> 32); }
 DEVICE float from_ordered(u32 ordered) { return float_of(ordered >= 0x80000000u ? ordered ^ 0x80000000u : ~ordered); }
 DEVICE u64 higher(u64 a, u64 b) { return a > b ? a : b; }
 
-// The highest key of the block's threads, in all of them. Whole blocks come here.
-DEVICE u64 best_of_block(u64 key, u64 (&warps)[N_WARPS]) {
-    for (u32 mask = WARP / 2; mask > 0; mask /= 2) {
-        key = higher(key, lane_xor(key, mask));
-    }
+// What `join` makes of a value of each thread, in all of them. Whole blocks come here.
+template <class T, class Join>
+DEVICE T over_block(T value, T (&warps)[N_WARPS], Join join) {
+    value = over_lanes(value, join);
     // Some may still read what was here before.
     sync_block();
     if (threadIdx.x % WARP == 0) {
-        warps[threadIdx.x / WARP] = key;
+        warps[threadIdx.x / WARP] = value;
     }
     sync_block();
     for (u32 warp = 0; warp < N_WARPS; warp++) {
-        key = higher(key, warps[warp]);
+        value = join(value, warps[warp]);
     }
-    return key;
+    return value;
 }
+
+// The highest key of the block's threads.
+DEVICE u64 best_of_block(u64 key, u64 (&warps)[N_WARPS]) { return over_block(key, warps, higher); }

@@ -89,25 +89,6 @@ struct Queries<F32, CHUNKS> {
     float4 octets[CHUNK * CHUNKS / 8][2][COLUMNS];
 };
 
-// ---- Numbers as tensor cores take them.
-
-struct Split {
-    u32 hi;
-    u32 lo;
-};
-
-// Two numbers as pairs of bf16.
-DEVICE Split split_bf16(float x, float y) {
-    const u32 hi = bf16_pair(x, y);
-    return {hi, bf16_pair(x - bf16_to_f32(hi & 0xffffu), y - bf16_to_f32(hi >> 16))};
-}
-
-// The low part is cut, not rounded: a NaN stays one there, whatever the high part makes of it.
-DEVICE Split split_tf32(float x) {
-    const u32 hi = (bits_of(x) + 0x1000u) & 0xffffe000u;
-    return {hi, bits_of(x - float_of(hi)) & 0xffffe000u};
-}
-
 DEVICE u32 word_of(uint4 words, u32 i) { return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w; }
 
 // Element i of eight of 16 bits, of a and then of b.
@@ -168,10 +149,11 @@ DEVICE Floats load_floats(const u32* plane, u32 word, u32 dim, u32 head_dim) {
 
 // ---- A tile. Lane l has of column l / 4 four of the keys.
 
-// The key number i of the four that lanes t = l % 4 have.
-DEVICE u32 key_of(u32 t, u32 i) { return 2 * t + i % 2 + 8 * (i / 2); }
+// Where key number i of the four that lanes t = l % 4 have stands in the tile.
+DEVICE u32 key_in_tile(u32 t, u32 i) { return 2 * t + i % 2 + 8 * (i / 2); }
 
-struct Four {
+// A number for each of a lane's four keys.
+struct PerKey {
     float x[4];
 };
 
@@ -199,7 +181,7 @@ DEVICE void load_values(TileOctets<CHUNKS>& tile, const Keys& keys, u32 own_word
     const u32 lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
-        const u32 key_word = from_lane(own_word, key_of(t, i));
+        const u32 key_word = from_lane(own_word, key_in_tile(t, i));
         const u32 word = key_word == NOWHERE ? NOWHERE : key_word + keys.value_words;
 #pragma unroll
         for (u32 c = 0; c < CHUNKS; c++) {
@@ -209,9 +191,9 @@ DEVICE void load_values(TileOctets<CHUNKS>& tile, const Keys& keys, u32 own_word
 }
 
 template <u32 DTYPE, u32 CHUNKS>
-DEVICE Four scores(const Queries<DTYPE, CHUNKS>& q, const TileOctets<CHUNKS>& tile) {
+DEVICE PerKey scores(const Queries<DTYPE, CHUNKS>& q, const TileOctets<CHUNKS>& tile) {
     const u32 lane = threadIdx.x % WARP;
-    Four scores;
+    PerKey scores;
 #pragma unroll
     for (u32 eight = 0; eight < 2; eight++) {
         float d[4] = {};
@@ -237,7 +219,7 @@ DEVICE Four scores(const Queries<DTYPE, CHUNKS>& q, const TileOctets<CHUNKS>& ti
 
 // Values times weights, in the columns 2t and 2t + 1 that are taken: the others keep what they have, bit for bit.
 template <u32 DTYPE, u32 CHUNKS>
-DEVICE void add_values(Strand<CHUNKS>& strand, const TileOctets<CHUNKS>& tile, const Four& weights, bool takes_first,
+DEVICE void add_values(Strand<CHUNKS>& strand, const TileOctets<CHUNKS>& tile, const PerKey& weights, bool takes_first,
                        bool takes_second) {
     const float* w = weights.x;
 #pragma unroll
@@ -273,14 +255,14 @@ DEVICE void add_values(Strand<CHUNKS>& strand, const TileOctets<CHUNKS>& tile, c
 
 // The same of an f32 cache: each lane has whole keys.
 template <u32 CHUNKS, bool WIDE>
-DEVICE Four scores_f32(const Queries<F32, CHUNKS>& q, const Keys& keys, u32 own_word) {
+DEVICE PerKey scores_f32(const Queries<F32, CHUNKS>& q, const Keys& keys, u32 own_word) {
     const u32 lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     u32 words[4];
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
-        words[i] = from_lane(own_word, key_of(t, i));
+        words[i] = from_lane(own_word, key_in_tile(t, i));
     }
-    Four scores = {};
+    PerKey scores = {};
 #pragma unroll 1
     for (u32 dim = 0; dim < keys.head_dim; dim += 8) {
         const float4 lo = q.octets[dim / 8][0][g], hi = q.octets[dim / 8][1][g];
@@ -296,7 +278,7 @@ DEVICE Four scores_f32(const Queries<F32, CHUNKS>& q, const Keys& keys, u32 own_
 }
 
 template <u32 CHUNKS, bool WIDE>
-DEVICE void add_values_f32(Strand<CHUNKS>& strand, const Keys& keys, u32 own_word, const Four& weights) {
+DEVICE void add_values_f32(Strand<CHUNKS>& strand, const Keys& keys, u32 own_word, const PerKey& weights) {
     const u32 lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
@@ -304,7 +286,7 @@ DEVICE void add_values_f32(Strand<CHUNKS>& strand, const Keys& keys, u32 own_wor
         for (u32 from = 0; from < 4; from++) {
             const float first = from_lane(weights.x[i], 8 * t + from);
             const float second = from_lane(weights.x[i], 8 * t + 4 + from);
-            const u32 key_word = from_lane(own_word, key_of(from, i));
+            const u32 key_word = from_lane(own_word, key_in_tile(from, i));
             const u32 word = key_word == NOWHERE ? NOWHERE : key_word + keys.value_words;
 #pragma unroll
             for (u32 c = 0; c < CHUNKS; c++) {
@@ -324,13 +306,13 @@ DEVICE void add_values_f32(Strand<CHUNKS>& strand, const Keys& keys, u32 own_wor
 
 // Scores to weights relative to the strand's maximum, which grows; what the strand has is rescaled.
 template <u32 CHUNKS>
-DEVICE void weigh(Strand<CHUNKS>& strand, Four& tile, Seen seen, u32 first_key, float scale, float softcap) {
+DEVICE void weigh(Strand<CHUNKS>& strand, PerKey& tile, Seen seen, u32 first_key, float scale, float softcap) {
     const u32 lane = threadIdx.x % WARP, t = lane % 4;
     bool is_seen[4];
     float max = strand.max;
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
-        is_seen[i] = seen.has(first_key + key_of(t, i));
+        is_seen[i] = seen.has(first_key + key_in_tile(t, i));
         tile.x[i] = is_seen[i] ? softcapped(tile.x[i] * scale, softcap) : LOWEST;
         max = fmaxf(max, tile.x[i]);
     }
@@ -362,7 +344,7 @@ DEVICE void weigh(Strand<CHUNKS>& strand, Four& tile, Seen seen, u32 first_key, 
 // A value that only some rows see may be no number: each row takes those that it sees.
 template <u32 DTYPE, u32 CHUNKS, bool WIDE>
 DEVICE void add_values_by_row(Strand<CHUNKS>& strand, TileOctets<CHUNKS>& octets, const Keys& keys,
-                              const Columns& columns, u32 tile, u32 own_word, const Four& weights) {
+                              const Columns& columns, u32 tile, u32 own_word, const PerKey& weights) {
     const u32 lane = threadIdx.x % WARP, first = 2 * (lane % 4) / columns.n_heads;
     const u32 second = (2 * (lane % 4) + 1) / columns.n_heads;
 #pragma unroll 1
@@ -384,14 +366,14 @@ DEVICE void attend_tile(Strand<CHUNKS>& strand, const Queries<DTYPE, CHUNKS>& q,
         own_word = cell_word(keys.page, keys.pages, own_key, keys.kv_head, keys.words);
     }
     if constexpr (DTYPE == F32) {
-        Four weights = scores_f32<CHUNKS, WIDE>(q, keys, own_word);
+        PerKey weights = scores_f32<CHUNKS, WIDE>(q, keys, own_word);
         weigh(strand, weights, columns.own, tile, scale, softcap);
         add_values_f32<CHUNKS, WIDE>(strand, keys, own_word, weights);
     } else {
         TileOctets<CHUNKS> octets;
         load_keys<CHUNKS, WIDE>(octets, keys, own_word);
         load_values<CHUNKS, WIDE>(octets, keys, own_word);
-        Four weights = scores(q, octets);
+        PerKey weights = scores(q, octets);
         weigh(strand, weights, columns.own, tile, scale, softcap);
         if (!HAS_ROWS<DTYPE, CHUNKS> || columns.n_rows == 1 || columns.all.covers(tile)) {
             add_values<DTYPE>(strand, octets, weights, true, true);

@@ -75,23 +75,9 @@ struct Inputs {
     u32 n_in;
 };
 
-// 1 / sqrt(mean of squares + eps), or 1.
+// 1 where there is no norm.
 DEVICE float norm_factor(const Inputs& inputs, float squares, float eps) {
-    return inputs.gain ? 1.0f / sqrtf(squares / (float)inputs.n_in + eps) : 1.0f;
-}
-
-// Four neighbours of x as operand B of mma_bf16: their bf16 values, or what these leave.
-DEVICE uint2 part_of(float4 x, bool rest) {
-    const uint2 near = {bf16_pair(x.x, x.y), bf16_pair(x.z, x.w)};
-    const uint2 left = {bf16_pair(x.x - bf16_to_f32(near.x & 0xffffu), x.y - bf16_to_f32(near.x >> 16)),
-                        bf16_pair(x.z - bf16_to_f32(near.y & 0xffffu), x.w - bf16_to_f32(near.y >> 16))};
-    return rest ? left : near;
-}
-
-// x as tf32, to nearest with ties away from 0; or what that leaves, cut.
-DEVICE u32 tf32_of(float x, bool rest) {
-    const u32 near = (bits_of(x) + 0x1000u) & 0xffffe000u;
-    return rest ? bits_of(x - float_of(near)) & 0xffffe000u : near;
+    return inputs.gain ? inverse_rms(squares, inputs.n_in, eps) : 1.0f;
 }
 
 DEVICE u32 low_f16(u32 pair) { return bits_of(f16_to_f32((u16)pair)); }
@@ -117,6 +103,18 @@ struct Product {
     u32 rows[F::FOURS];
     float squares[F::FOURS];
     float sums[F::HELD][F::FOURS][F::SUMS];
+
+    // The sums of the slice. False where the block has no row: it need not finish.
+    DEVICE bool multiply(const uint4* const (&matrices)[F::MATRICES], const Inputs& inputs, u32 n_out) {
+        start(matrices, inputs, n_out);
+        wait_for_earlier();
+        let_next_start();
+        if (first_row >= inputs.n_rows) {
+            return false;
+        }
+        run(inputs);
+        return true;
+    }
 
     // Begins to load weights, and finds the rows: before wait_for_earlier(), for no kernel writes either. Tiles of
     // outputs past the last repeat it; what they make is not stored.
@@ -160,7 +158,6 @@ struct Product {
         }
     }
 
-    // The sums of the slice.
     DEVICE void run(const Inputs& inputs) {
         clear();
 #pragma unroll 1
@@ -234,11 +231,16 @@ struct Product {
 
     // Adds the products of a place of K.
     DEVICE void add(const uint4 (&weights)[F::HELD][F::VECTORS], const float4 (&x)[F::FOURS]) {
-        const bool rest = lane / 4 % 2 == 1;
+        // Of the two columns that are a row, this lane's.
+        const bool is_rest = lane / 4 % 2 == 1;
+        const auto own = [&](Split first, Split second) -> uint2 {
+            const uint2 near = {first.hi, second.hi}, rest = {first.lo, second.lo};
+            return is_rest ? rest : near;
+        };
         if constexpr (F::DTYPE == BF16) {
 #pragma unroll
             for (u32 four = 0; four < F::FOURS; four++) {
-                const uint2 b = part_of(x[four], rest);
+                const uint2 b = own(split_bf16(x[four].x, x[four].y), split_bf16(x[four].z, x[four].w));
 #pragma unroll
                 for (u32 held = 0; held < F::HELD; held++) {
                     mma_bf16(sums[held][four], weights[held][0], b);
@@ -250,12 +252,12 @@ struct Product {
                 const uint4 w = weights[held][0];
 #pragma unroll
                 for (u32 four = 0; four < F::FOURS; four++) {
-                    const uint2 b = {tf32_of(x[four].x, rest), tf32_of(x[four].y, rest)};
+                    const uint2 b = own(split_tf32(x[four].x), split_tf32(x[four].y));
                     mma_tf32(sums[held][four], {low_f16(w.x), low_f16(w.y), high_f16(w.x), high_f16(w.y)}, b);
                 }
 #pragma unroll
                 for (u32 four = 0; four < F::FOURS; four++) {
-                    const uint2 b = {tf32_of(x[four].z, rest), tf32_of(x[four].w, rest)};
+                    const uint2 b = own(split_tf32(x[four].z), split_tf32(x[four].w));
                     mma_tf32(sums[held][four], {low_f16(w.z), low_f16(w.w), high_f16(w.z), high_f16(w.w)}, b);
                 }
             }
@@ -265,13 +267,13 @@ struct Product {
 #pragma unroll
                 for (u32 row = 0; row < 4; row++) {
                     const u32 from = 8 * row + lane % 4;
-                    const float4 own = {from_lane(x[four].x, from), from_lane(x[four].y, from),
-                                        from_lane(x[four].z, from), from_lane(x[four].w, from)};
+                    const float4 of_row = {from_lane(x[four].x, from), from_lane(x[four].y, from),
+                                           from_lane(x[four].z, from), from_lane(x[four].w, from)};
 #pragma unroll
                     for (u32 held = 0; held < F::HELD; held++) {
                         float(&sum)[F::SUMS] = sums[held][four];
-                        sum[2 * row] = add_products(sum[2 * row], weights[held][0], own);
-                        sum[2 * row + 1] = add_products(sum[2 * row + 1], weights[held][1], own);
+                        sum[2 * row] = add_products(sum[2 * row], weights[held][0], of_row);
+                        sum[2 * row + 1] = add_products(sum[2 * row + 1], weights[held][1], of_row);
                     }
                 }
             }

@@ -25,13 +25,9 @@ DEVICE void matmul_add(const MatmulAddArgs& args) {
     const float* y = args.y + (u64)member * params.cap * n_in;
     const Inputs inputs = {y, nullptr, nullptr, args.extents[member].n_rows, n_in};
     Product<F> product;
-    product.start({args.w + member * args.w_stride}, inputs, n_out);
-    wait_for_earlier();
-    let_next_start();
-    if (product.first_row >= inputs.n_rows) {
+    if (!product.multiply({args.w + member * args.w_stride}, inputs, n_out)) {
         return;
     }
-    product.run(inputs);
     const float* bias = args.bias ? args.bias + (u64)member * n_out : nullptr;
     float* x = args.x + (u64)member * params.cap * n_out;
     product.finish(shared, inputs, n_out, [&](u32 row, u32 n, const float(&sum)[1], float) {

@@ -1,7 +1,8 @@
 // x[i] += rms_norm(y[i]) * gain, for models that norm after a block.
 //
-// x, y [members * cap][d_model] f32, gain [members][d_model] f32. One block: one row; its threads take every THREADS-th
-// element, their sums of squares are added warp by warp. Reads y twice (the second time from a cache), x once; writes x.
+// x, y [members * cap][d_model] f32, gain [members][d_model] f32. One block: one row of one member; grid (rows, 1,
+// members). Its threads take every THREADS-th element; their sums of squares are added by halves of a warp's lanes,
+// then warp by warp. Reads y twice (the second time from a cache), x once; writes x.
 #include "common.cuh"
 
 struct NormAddArgs {
@@ -34,9 +35,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) norm_add(const NormAddArgs
     for (u32 i = threadIdx.x; i < d_model; i += THREADS) {
         own = fmaf(y[i], y[i], own);
     }
-    for (u32 mask = WARP / 2; mask > 0; mask /= 2) {
-        own += lane_xor(own, mask);
-    }
+    own = sum_of_lanes(own);
     if (threadIdx.x % WARP == 0) {
         shared.sums[threadIdx.x / WARP] = own;
     }
@@ -45,7 +44,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) norm_add(const NormAddArgs
     for (u32 warp = 0; warp < THREADS / WARP; warp++) {
         sum += shared.sums[warp];
     }
-    const float r = 1.0f / sqrtf(sum / (float)d_model + of_member(args.params.eps, member));
+    const float r = inverse_rms(sum, d_model, of_member(args.params.eps, member));
     for (u32 i = threadIdx.x; i < d_model; i += THREADS) {
         x[i] = fmaf(y[i] * r, gain[i], x[i]);
     }

@@ -40,13 +40,9 @@ DEVICE void norm_gate_up(const NormGateUpArgs& args) {
     const float* gain = args.gain ? args.gain + member * n_in : nullptr;
     const Inputs inputs = {x, nullptr, gain, args.extents[member].n_rows, n_in};
     Product<F> product;
-    product.start({args.w_gate + member * args.w_stride, args.w_up + member * args.w_stride}, inputs, n_out);
-    wait_for_earlier();
-    let_next_start();
-    if (product.first_row >= inputs.n_rows) {
+    if (!product.multiply({args.w_gate + member * args.w_stride, args.w_up + member * args.w_stride}, inputs, n_out)) {
         return;
     }
-    product.run(inputs);
     const float eps = of_member(params.eps, member);
     float* h = args.h + (u64)member * params.cap * n_out;
     product.finish(shared, inputs, n_out, [&](u32 row, u32 n, const float(&sums)[2], float squares) {

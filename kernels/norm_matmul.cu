@@ -33,13 +33,9 @@ DEVICE void norm_matmul(const NormMatmulArgs& args) {
         n_in,
     };
     Product<F> product;
-    product.start({args.w + member * args.w_stride}, inputs, n_out);
-    wait_for_earlier();
-    let_next_start();
-    if (product.first_row >= inputs.n_rows) {
+    if (!product.multiply({args.w + member * args.w_stride}, inputs, n_out)) {
         return;
     }
-    product.run(inputs);
     const float* bias = args.bias ? args.bias + (u64)member * n_out : nullptr;
     const float eps = of_member(params.eps, member);
     float* y = args.y + (u64)member * params.cap_out * n_out;

@@ -300,10 +300,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) record_sums(const RecordAr
     const Sums own = sums_of(load_rows(args, reads, four), 4 * four, highest, slot->last_id, of_chosen);
 #pragma unroll
     for (u32 sum = 0; sum < N_SUMS; sum++) {
-        float of_warp = own.of[sum];
-        for (u32 mask = WARP / 2; mask > 0; mask /= 2) {
-            of_warp += lane_xor(of_warp, mask);
-        }
+        const float of_warp = sum_of_lanes(own.of[sum]);
         if (lane == 0) {
             shared.sums[threadIdx.x / WARP][sum] = of_warp;
         }

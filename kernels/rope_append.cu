@@ -3,10 +3,10 @@
 //
 // qkv [members * cap][(n_heads + 2 n_kv_heads) * head_dim] f32, rotary [members][max_positions][head_dim / 2] of
 // (cos, sin). One block: some heads of one row, q heads first, then k, then v, a warp for each; with a wide norm all
-// heads of q, or all of k, or some of v. Lane l has the pairs (i, i + head_dim / 2) for i = l, l + 32, .. of a head. A
-// sum of squares is in that order, first halves before second halves, head after head of a warp; then lanes by halves,
-// then warps. Reads qkv once, what has a wide norm twice; writes q once, and one token's K and V. Rows that are not
-// live write nothing.
+// heads of q, or all of k, or some of v; grid (rows, blocks of a row's heads, members). Lane l has the pairs
+// (i, i + head_dim / 2) for i = l, l + 32, .. of a head. A sum of squares is in that order, first halves before second
+// halves, head after head of a warp; then lanes by halves, then warps. Reads qkv once, what has a wide norm twice;
+// writes q once, and one token's K and V. Rows that are not live write nothing.
 #include "common.cuh"
 
 struct RopeAppendArgs {
@@ -58,16 +58,7 @@ DEVICE float add_squares(const Pairs& pairs, float sum) {
     return sum;
 }
 
-DEVICE float sum_of_lanes(float sum) {
-    for (u32 mask = WARP / 2; mask > 0; mask /= 2) {
-        sum += lane_xor(sum, mask);
-    }
-    return sum;
-}
-
-DEVICE float inverse_rms(float squares, u32 width, float eps) { return 1.0f / sqrtf(squares / (float)width + eps); }
-
-DEVICE void store(void* plane, u64 element, float x, u32 dtype) {
+DEVICE void store_element(void* plane, u64 element, float x, u32 dtype) {
     if (dtype == F32) {
         static_cast<float*>(plane)[element] = x;
     } else {
@@ -76,13 +67,13 @@ DEVICE void store(void* plane, u64 element, float x, u32 dtype) {
 }
 
 // The heads of a block: one for each warp, or all that a wide norm spans.
-struct Heads {
+struct HeadRange {
     u32 first;
     u32 end;
     bool is_wide;
 };
 
-DEVICE Heads heads_of(const RopeAppendParams& params, u32 tile) {
+DEVICE HeadRange heads_of(const RopeAppendParams& params, u32 tile) {
     const u32 first_v = params.n_heads + params.n_kv_heads, end_v = first_v + params.n_kv_heads;
     if (params.wide_norm == 0) {
         return {tile * WARPS, min_of((tile + 1) * WARPS, end_v), false};
@@ -94,7 +85,7 @@ DEVICE Heads heads_of(const RopeAppendParams& params, u32 tile) {
 }
 
 // Over all heads of a block, which comes here whole.
-DEVICE float wide_factor(RopeAppendShared& shared, const Heads& heads, const float* qkv, u32 head_dim, float eps) {
+DEVICE float wide_factor(RopeAppendShared& shared, const HeadRange& heads, const float* qkv, u32 head_dim, float eps) {
     const u32 warp = threadIdx.x / WARP;
     float own = 0.0f;
     for (u32 head = heads.first + warp; head < heads.end; head += WARPS) {
@@ -165,7 +156,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) rope_append(const RopeAppe
     }
     const u32 n_heads = params.n_heads, first_v = n_heads + params.n_kv_heads, head_dim = params.head_dim;
     const u32 half = head_dim / 2, dtype = params.page.dtype;
-    const Heads heads = heads_of(params, blockIdx.y);
+    const HeadRange heads = heads_of(params, blockIdx.y);
     float* qkv = args.qkv + (u64)row * (first_v + params.n_kv_heads) * head_dim;
     const float eps = of_member(params.eps, member);
     float r = 1.0f;
@@ -196,7 +187,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) rope_append(const RopeAppe
             const u32* pages = args.page_table + place.table;
             const u32 word = cell_word(params.page, pages, place.position, head - n_heads, head_words(head_dim, dtype));
             const u64 element = (u64)word * (dtype == F32 ? 1 : 2);
-            store_pairs(pairs, half, [&](u32 i, float x) { store(args.plane, element + i, x, dtype); });
+            store_pairs(pairs, half, [&](u32 i, float x) { store_element(args.plane, element + i, x, dtype); });
         }
     }
 }
