@@ -48,9 +48,10 @@ impl<T> Copy for Yardstick<'_, T> {}
 pub(super) struct Check<'a, B, T> {
     backend: &'a B,
     yardstick: Yardstick<'a, T>,
-    /// Of how many cases one is run.
-    every: usize,
-    skipped: usize,
+    /// Whether the case of a number is run.
+    is_chosen: &'a dyn Fn(usize) -> bool,
+    /// The number of the next case.
+    next: usize,
     cases: usize,
     worst: f64,
     failures: Vec<String>,
@@ -66,8 +67,8 @@ impl<'a, B: Backend, T: Backend> Check<'a, B, T> {
         Self {
             backend,
             yardstick,
-            every: 1,
-            skipped: 0,
+            is_chosen: &|_| true,
+            next: 0,
             cases: 0,
             worst: 0.0,
             failures: Vec::new(),
@@ -78,16 +79,15 @@ impl<'a, B: Backend, T: Backend> Check<'a, B, T> {
         }
     }
 
-    /// One of `every` cases.
-    pub(super) fn of_every(self, every: usize) -> Self {
-        Self { every, ..self }
+    /// Only the cases that are chosen.
+    pub(super) fn only(self, is_chosen: &'a dyn Fn(usize) -> bool) -> Self {
+        Self { is_chosen, ..self }
     }
 
     /// Whether the next case is one of those that are not run.
     fn skips(&mut self) -> bool {
-        let skips = self.skipped + 1 < self.every;
-        self.skipped = if skips { self.skipped + 1 } else { 0 };
-        skips
+        self.next += 1;
+        !(self.is_chosen)(self.next - 1)
     }
 
     /// Runs a launch and compares every element of every output.

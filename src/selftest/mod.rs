@@ -114,13 +114,18 @@ pub fn run_all(options: &Options, report: &mut dyn FnMut(&Report)) -> Result<Out
     Ok(outcome)
 }
 
-/// Tests one op of a backend against the CPU twin and f64: every case, or one of `every`, for a backend that is
-/// slow. Fails where the device breaks down.
+/// Chooses one of `n` cases, each time another one of so many: values that come round every `n` cases all occur.
+pub fn one_of(n: usize) -> impl Fn(usize) -> bool {
+    move |case| case % n == case / n % n
+}
+
+/// Tests one op of a backend against the CPU twin and f64: the cases that are chosen by their number. Fails where the
+/// device breaks down.
 ///
 /// # Panics
 /// Where no op has that name.
-pub fn run_op<B: Backend>(backend: &B, op: &str, every: usize) -> Result<Report> {
-    run_op_by(backend, Yardstick::Near(&Cpu::with_isa(Some(1), Isa::Portable)?), op, every)
+pub fn run_op<B: Backend>(backend: &B, op: &str, is_chosen: &dyn Fn(usize) -> bool) -> Result<Report> {
+    run_op_by(backend, Yardstick::Near(&Cpu::with_isa(Some(1), Isa::Portable)?), op, is_chosen)
 }
 
 /// Tests that one op of a backend has the bits of another backend. Fails where a device breaks down.
@@ -128,17 +133,17 @@ pub fn run_op<B: Backend>(backend: &B, op: &str, every: usize) -> Result<Report>
 /// # Panics
 /// Where no op has that name.
 pub fn run_op_as<B: Backend, T: Backend>(backend: &B, other: &T, op: &str) -> Result<Report> {
-    run_op_by(backend, Yardstick::Bits(other), op, 1)
+    run_op_by(backend, Yardstick::Bits(other), op, &|_| true)
 }
 
 fn run_op_by<B: Backend, T: Backend>(
     backend: &B,
     yardstick: Yardstick<'_, T>,
     op: &str,
-    every: usize,
+    is_chosen: &dyn Fn(usize) -> bool,
 ) -> Result<Report> {
     let (name, cases) = ops::<B, T>().into_iter().find(|(name, _)| *name == op).expect("the name of an op");
-    let mut check = Check::new(backend, yardstick).of_every(every);
+    let mut check = Check::new(backend, yardstick).only(is_chosen);
     cases(&mut check)?;
     Ok(check.report(&backend.describe(), name))
 }
@@ -226,9 +231,9 @@ fn run_against<B: Backend, T: Backend>(
     Scope { only, every }: Scope<'_>,
     report: &mut dyn FnMut(&Report),
 ) -> Result<Outcome> {
-    let mut outcome = Outcome { backends: 1, ..Outcome::default() };
+    let (mut outcome, is_chosen) = (Outcome { backends: 1, ..Outcome::default() }, one_of(every));
     for (op, cases) in ops().into_iter().filter(|(op, _)| only.is_empty() || only.contains(op)) {
-        let mut check = Check::new(backend, yardstick).of_every(every);
+        let mut check = Check::new(backend, yardstick).only(&is_chosen);
         cases(&mut check)?;
         let line = check.report(name, op);
         outcome.ops += 1;
@@ -241,6 +246,17 @@ fn run_against<B: Backend, T: Backend>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_comes_round_with_the_number_that_is_left_out_occurs() {
+        for n in [1, 4, 5, 10] {
+            let is_chosen = one_of(n);
+            let chosen: Vec<usize> = (0..n * n).filter(|&case| is_chosen(case)).collect();
+            let mut residues: Vec<usize> = chosen.iter().map(|case| case % n).collect();
+            residues.sort();
+            assert_eq!(residues, (0..n).collect::<Vec<_>>(), "one of {n}: {chosen:?}");
+        }
+    }
 
     #[test]
     fn one_damaged_element_fails_every_op_under_every_yardstick() {

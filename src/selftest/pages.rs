@@ -40,19 +40,20 @@ const POSITIONS: [usize; 6] = [0, 1, 63, 64, 65, 200];
 
 impl Pages {
     /// Cases in which each head width meets each group and each type.
-    pub(super) const N_CASES: u32 = 45;
+    pub(super) const N_CASES: u32 = 54;
 
     /// Sequences of one or two members, as many as fit.
     pub(super) fn of_case(case: u32) -> Self {
         let (random, index) = (Random { case }, case as usize);
-        let head_dim = [8, 20, 64, 80, 128][index % 5];
+        let head_dim = [8, 20, 64, 80, 128, 256][index % 6];
         let n_kv_heads = if head_dim >= 80 { 1 } else { random.pick(0, &[1, 2]) };
-        let dtype = [Dtype::F32, Dtype::F16, Dtype::Bf16][index / 15];
-        let mut pages = Self::new(dtype, [1, 3, 7][index / 5 % 3], n_kv_heads, head_dim, random);
+        let dtype = [Dtype::F32, Dtype::F16, Dtype::Bf16][index / 18];
+        let mut pages = Self::new(dtype, [1, 3, 7][index / 6 % 3], n_kv_heads, head_dim, random);
         let n_members = random.pick(1, &[1, 2]);
         for (index, n_tokens) in [201, 64, 2, 66, 130, 1].into_iter().enumerate() {
             pages.push(index % n_members, index / n_members, n_tokens);
         }
+        assert!(!pages.lanes.is_empty(), "case {case}: some sequence fits");
         pages
     }
 

@@ -71,7 +71,6 @@ void atomic(void* word, u32 bytes);
     static_assert(sizeof(Type) <= 48 * 1024 && alignof(Type) <= 128, "at most 48 KiB of shared memory");   \
     Type& name = *static_cast<Type*>(host::shared_memory(sizeof(Type)))
 
-
 #define OFFSET_OF(Type, field) __builtin_offsetof(Type, field)
 
 // Default arguments, so that a message names the kernel's line.

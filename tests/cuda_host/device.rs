@@ -5,6 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use proxytune::backend::cuda::device::{Device, Launch, Memory, Step};
 use proxytune::backend::cuda::kernels::{Kernel, MODULES};
 use proxytune::{Error, Result};
+use std::collections::BTreeSet;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::ops::Range;
 use std::path::Path;
@@ -63,8 +64,15 @@ impl HostDevice {
             let _ = messages.read_to_end(&mut said);
             String::from_utf8_lossy(&said).into_owned()
         });
-        let runner = Runner { child, requests, answers, said: Some(said), kernels, fault: None };
+        let runner =
+            Runner { child, requests, answers, said: Some(said), kernels, launched: BTreeSet::new(), fault: None };
         Self { name, runner: Arc::new(Mutex::new(runner)) }
+    }
+
+    /// Tells by name which kernels were launched so far, when the backend has the device.
+    pub(crate) fn launched(&self) -> impl Fn() -> BTreeSet<&'static str> + use<> {
+        let runner = self.runner.clone();
+        move || lock(&runner).launched.clone()
     }
 
     fn runner(&self) -> MutexGuard<'_, Runner> {
@@ -126,6 +134,7 @@ struct Runner {
     said: Option<JoinHandle<String>>,
     /// In the order of its own table.
     kernels: Vec<&'static Kernel>,
+    launched: BTreeSet<&'static str>,
     fault: Option<Error>,
 }
 
@@ -160,6 +169,7 @@ impl Runner {
         let kernel = self.kernels.iter().position(|kernel| kernel.name == launch.kernel.name);
         let kernel = kernel.expect("a kernel of the runner's table") as u32;
         let bytes = launch.args.len() as u64;
+        self.launched.insert(launch.kernel.name);
         self.send(Request { what: LAUNCH, kernel, grid: launch.grid, bytes, ..Request::zeroed() }, &launch.args)
     }
 }

@@ -16,8 +16,11 @@ fn headers_are_read_as_they_are_written() {
 fn the_table_names_every_kernel_of_every_file_and_no_other() {
     for module in &MODULES {
         let Module { stem, kernels, .. } = module;
+        let headers = headers_of(&module.source());
+        // Of which the source asserts that it is the table's.
+        assert!(headers.iter().all(|header| header.threads == "THREADS"), "{stem}: a block of other threads");
         let written: BTreeSet<(String, String)> =
-            headers_of(&module.source()).into_iter().map(|header| (header.name, header.args)).collect();
+            headers.into_iter().map(|header| (header.name, header.args)).collect();
         let listed: BTreeSet<_> =
             kernels.iter().map(|kernel| (kernel.name.to_owned(), kernel.args.to_owned())).collect();
         assert_eq!(written, listed, "kernels/{stem}.cu and the table");
