@@ -3,9 +3,9 @@
 // C++. So a copy that nobody waited for, a stream that does not wait for another, or host memory that is used again too
 // early gives wrong results here, each time. A call that a real driver would refuse ends the process.
 //
-// PLAYED_CUDA has what it plays: `driver=12090 cards=1 arch=90 memory=BYTES last=1 fail=CALL:CODE:N log=FILE`. last: of two
-// streams that can go on the one that was made later does. fail: call number N of CALL and all later calls of anything answer CODE.
-// log: where counts go when the context is released.
+// PLAYED_CUDA has what it plays: `driver=12090 cards=1 arch=90 memory=BYTES last=1 fail=CALL:CODE:N log=FILE`. last: of
+// two streams that can go on the one that was made later does. fail: call number N of CALL and all later calls of
+// anything answer CODE. log: where counts go when the context is released.
 
 #include "player.h"
 
@@ -13,7 +13,10 @@ extern "C" {
 
 int cuGetErrorString(int code, const char** text) {
     static const std::map<int, const char*> TEXTS = {
-        {OUT_OF_MEMORY, "out of memory"}, {NO_DEVICE, "no CUDA-capable device is detected"}, {700, "an illegal memory access was encountered"}};
+        {OUT_OF_MEMORY, "out of memory"},
+        {NO_DEVICE, "no CUDA-capable device is detected"},
+        {700, "an illegal memory access was encountered"},
+    };
     const auto found = TEXTS.find(code);
     *text = found == TEXTS.end() ? nullptr : found->second;
     return found == TEXTS.end() ? INVALID_VALUE : SUCCESS;
@@ -235,17 +238,20 @@ struct LaunchConfig {
 int cuLaunchKernelEx(const LaunchConfig* config, const host::Kernel* kernel, void** arguments, void** extra) {
     CALL();
     require(extra == nullptr && config->shared_bytes == 0, "no extras");
-    require(config->block[0] == kernel->threads && config->block[1] == 1 && config->block[2] == 1, "threads of a block");
+    require(config->block[0] == kernel->threads, "threads of a block");
+    require(config->block[1] == 1 && config->block[2] == 1, "a block of one dimension");
     require(config->grid[0] > 0 && config->grid[1] > 0 && config->grid[2] > 0, "a grid of some block");
     require(config->grid[1] < 65536 && config->grid[2] < 65536, "a grid within its limits");
     Stream* stream = config->stream;
     if (config->n_attributes > 0) {
-        require(config->n_attributes == 1 && config->attributes->id == 6 && config->attributes->value.allowed == 1, "a known attribute");
+        const LaunchAttribute& attribute = *config->attributes;
+        require(config->n_attributes == 1 && attribute.id == 6 && attribute.value.allowed == 1, "a known attribute");
         require(stream->ends_in_launch, "a launch overlaps nothing but a launch");
         require(player().number("arch", 90) >= 90, "a card that can overlap launches");
         player().counts["overlaps"]++;
     }
-    Launch launch{kernel, {config->grid[0], config->grid[1], config->grid[2]}, std::vector<u64>((kernel->args_bytes + 7) / 8)};
+    const uint3 grid = {config->grid[0], config->grid[1], config->grid[2]};
+    Launch launch{kernel, grid, std::vector<u64>((kernel->args_bytes + 7) / 8)};
     memcpy(launch.args.data(), arguments[0], kernel->args_bytes);
     if (stream->graph) {
         Graph& graph = *stream->graph;

@@ -173,7 +173,8 @@ void run(const Graph& graph) {
         size_t chosen = done.size();
         for (size_t i = 0; i < done.size(); i++) {
             const auto& waits_for = graph.waits_for[i];
-            const bool can_run = std::all_of(waits_for.begin(), waits_for.end(), [&](size_t node) { return done[node]; });
+            const auto is_done = [&](size_t node) { return done[node]; };
+            const bool can_run = std::all_of(waits_for.begin(), waits_for.end(), is_done);
             const auto before = [&](size_t a, size_t b) { return last ? a > b : a < b; };
             if (!done[i] && can_run && (chosen == done.size() || before(graph.streams[i], graph.streams[chosen]))) {
                 chosen = i;
@@ -225,7 +226,8 @@ void run_until(Over is_over) {
         const bool last = player().number("last", 0);
         auto ready = std::find_if(streams.begin(), streams.end(), [](Stream* stream) { return is_ready(*stream); });
         if (last) {
-            auto found = std::find_if(streams.rbegin(), streams.rend(), [](Stream* stream) { return is_ready(*stream); });
+            const auto can_go_on = [](Stream* stream) { return is_ready(*stream); };
+            auto found = std::find_if(streams.rbegin(), streams.rend(), can_go_on);
             ready = found == streams.rend() ? streams.end() : found.base() - 1;
         }
         require(ready != streams.end(), "what is waited for comes some day");

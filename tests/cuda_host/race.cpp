@@ -1,7 +1,7 @@
 // The race check. Kernels are compiled with -fsanitize=thread, whose calls before each read and write are answered here
 // instead of by ThreadSanitizer: the shadow below keeps who last wrote and read every two bytes of the device's
-// memory, and says when two threads do so with nothing between them that puts one first. Of reads it keeps the last by each of
-// two blocks.
+// memory, and says when two threads do so with nothing between them that puts one first. Of reads it keeps the last by
+// each of two blocks.
 //
 // What puts one before the other: a launch before the next; in a block, sync_block; in a warp, sync_warp
 // too (shuffles, votes and products order nothing); between blocks, a fence, an atomic, the same atomic by
