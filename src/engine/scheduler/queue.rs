@@ -314,6 +314,15 @@ mod tests {
         queue.come_back(first);
         // 1 against 100, then 61 against 100.
         assert_eq!([60, 0, 0].map(|n_rows| serve(&mut queue, n_rows)), [1, 2, 6]);
+        // Of equal counters it is the older again.
+        let mut queue = Queue::default();
+        for (id, tenant) in [(1, 1), (3, 2), (5, 1)] {
+            arrive(&mut queue, id, tenant);
+        }
+        let first = admit(&mut queue);
+        assert_eq!(queue.next(), Some(RequestId(3)));
+        queue.come_back(first);
+        assert_eq!([0; 3].map(|n_rows| serve(&mut queue, n_rows)), [1, 3, 5]);
     }
 
     #[test]
@@ -345,6 +354,37 @@ mod tests {
         queue.unpark(RequestId(1));
         assert_eq!([serve(&mut queue, 1), serve(&mut queue, 1)], [2, 3]);
         assert_eq!((queue.next(), queue.len(), queue.order.len(), queue.parked.len()), (None, 0, 0, 0));
+    }
+
+    #[test]
+    fn however_a_follower_goes_its_tenant_is_idle_without_it() {
+        type Way = fn(&mut Queue);
+        let ways: [Way; 3] = [
+            |queue| drop(queue.cancel(RequestId(2))),
+            |queue| {
+                queue.succeed(RequestId(1));
+                serve(queue, 1);
+                queue.end(TenantId(1));
+            },
+            |queue| {
+                queue.unpark(RequestId(1));
+                serve(queue, 1);
+                queue.end(TenantId(1));
+            },
+        ];
+        for (way, go) in ways.iter().enumerate() {
+            let mut queue = Queue::default();
+            arrive(&mut queue, 1, 1);
+            let mut follower = ticket(2, 1);
+            follower.arrival.leader = Some(RequestId(1));
+            queue.park(follower);
+            serve(&mut queue, 1);
+            assert_eq!((queue.next(), queue.idle.len()), (None, 0), "it waits for its leader");
+            go(&mut queue);
+            assert_eq!(queue.idle.len(), 0, "{way}: the leader runs");
+            queue.end(TenantId(1));
+            assert_eq!(queue.idle.len(), 1, "{way}");
+        }
     }
 
     #[test]

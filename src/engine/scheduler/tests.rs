@@ -1,5 +1,7 @@
 //! One rule per test, on a device that draws what its requests' numbers say. Random workloads are in tests/simulation.
 
+mod arrivals;
+
 use super::*;
 use std::collections::{HashMap, VecDeque};
 
@@ -172,32 +174,6 @@ fn max_tokens_are_never_exceeded() {
     assert_eq!(bench.pages(), [98, 2, 0]);
     bench.run();
     assert_eq!(bench.drawn[&RequestId(1)], 3);
-}
-
-#[test]
-fn what_never_fits_is_refused_and_what_just_fits_runs() {
-    let sizes = Sizes { n_pages: 3, ..sizes() };
-    let mut bench = Bench::new(sizes);
-    // 9 + 4 - 1 = 12 positions.
-    let refused = bench.scheduler.arrive(base_only(1, 9, 5));
-    assert_eq!(refused, Err(Refusal::NeverFits { needed: 4, limit: 3 }));
-    bench.arrive(base_only(2, 9, 4));
-    bench.arrive(base_only(3, 12, 1));
-    let n_draws: usize = bench.run().iter().map(|work| work.draws.len()).sum();
-    assert_eq!(n_draws, 5);
-}
-
-#[test]
-fn the_queue_is_bounded() {
-    let mut bench = Bench::new(Sizes { max_waiting: 2, n_slots: 1, ..sizes() });
-    bench.arrive(base_only(1, 4, 2));
-    bench.arrive(base_only(2, 4, 2));
-    assert_eq!(bench.scheduler.arrive(base_only(3, 4, 2)), Err(Refusal::QueueFull));
-    bench.step();
-    assert_eq!(bench.scheduler.counts().waiting, 1);
-    bench.arrive(base_only(4, 4, 2));
-    bench.run();
-    assert_eq!(bench.drawn.len(), 3);
 }
 
 #[test]
