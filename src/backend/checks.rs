@@ -128,3 +128,68 @@ pub(crate) fn check_copies(copies: &[PageCopy], n_pages: usize) {
         assert!(from.max(to) < n_pages as u32, "a copy of {from} to {to}: there are {n_pages} pages");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::Cpu;
+    use crate::backend::wgpu::{self, Wgpu};
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    /// What `run` must panic with.
+    fn refusal(run: impl FnOnce()) -> String {
+        let payload = catch_unwind(AssertUnwindSafe(run)).expect_err("it is refused");
+        payload.downcast_ref::<String>().cloned().unwrap_or_default()
+    }
+
+    /// One sample fits, and 32 ids do.
+    fn refuses_samples_that_do_not_fit<B: Backend>(backend: &B) {
+        let alloc = |words: usize| backend.alloc("test", words).expect("memory for a test");
+        let [slots, records] = [size_of::<Slot>() / 4, size_of::<StepRecord>() / 4].map(alloc);
+        let [scores, counts, base, expert, anti, samples] = [64, 32, 32, 32, 32, 4].map(alloc);
+        let constraints = alloc(constraints_words(1, 1));
+        let (slots, scores, samples, constraints) = (&slots, &scores, &samples, &constraints);
+        let (base, expert, anti, strides, mask_words) = (&base, &expert, &anti, [32; 3], 1);
+        let draw = |n_samples, n_ids| {
+            let (counts, choice) = (&counts, Choice::Greedy);
+            let params = CombineSampleParams { n_ids, strides, mask_words, has_counts: 1, reserved: [0; 2] };
+            let op = CombineSample {
+                slots,
+                scores,
+                counts,
+                base,
+                expert,
+                anti,
+                samples,
+                constraints,
+                n_samples,
+                choice,
+                params,
+            };
+            backend.combine_sample(&mut backend.begin(), op);
+        };
+        let record = |n_samples, n_ids, n_top| {
+            let (records, params) = (&records, RecordParams { n_ids, strides, mask_words, n_top, reserved: [0; 2] });
+            let op = Record { records, slots, scores, base, expert, anti, samples, constraints, n_samples, params };
+            backend.record(&mut backend.begin(), op);
+        };
+        for refusal in [refusal(|| draw(2, 32)), refusal(|| record(2, 32, 1))] {
+            assert!(refusal.contains("2 samples of 1"), "{refusal}");
+        }
+        for refusal in [refusal(|| draw(1, 33)), refusal(|| record(1, 33, 1))] {
+            assert!(refusal.contains("33 ids in rows of [32, 32, 32] and masks of 1 words"), "{refusal}");
+        }
+        let too_many = MAX_RECORD_TOP as u32 + 1;
+        let refusal = refusal(|| record(1, 32, too_many));
+        assert!(refusal.contains(&format!("{too_many} top entries")), "{refusal}");
+    }
+
+    #[test]
+    fn the_cpu_and_wgpu_refuse_samples_that_do_not_fit() {
+        refuses_samples_that_do_not_fit(&Cpu::new(Some(1)).expect("the CPU is here"));
+        let options = wgpu::Options { software: true, ..wgpu::Options::default() };
+        refuses_samples_that_do_not_fit(
+            &Wgpu::open(&options).expect("a Vulkan adapter (scripts/test installs lavapipe)"),
+        );
+    }
+}

@@ -265,11 +265,13 @@ impl Backend for Cpu {
     }
 
     fn combine_sample(&self, pass: &mut Pass, op: CombineSample<'_, Self>) {
+        op.check(op.samples.view::<Sample>().len());
         pass.dispatches += 1;
         combine_sample::run(self, op);
     }
 
     fn record(&self, pass: &mut Pass, op: Record<'_, Self>) {
+        op.check(op.samples.view::<Sample>().len());
         pass.dispatches += 1;
         record::run(self, op);
     }

@@ -234,10 +234,12 @@ impl Backend for Wgpu {
     }
 
     fn combine_sample(&self, pass: &mut Pass, op: CombineSample<'_, Self>) {
+        op.check(op.samples.bytes() / size_of::<Sample>());
         self.record_combine_sample(pass, op);
     }
 
     fn record(&self, pass: &mut Pass, op: Record<'_, Self>) {
+        op.check(op.samples.bytes() / size_of::<Sample>());
         self.record_record(pass, op);
     }
 }
