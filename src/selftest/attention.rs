@@ -190,8 +190,30 @@ impl Launch for Case {
 
     fn row(&self, outputs: &[Output], index: usize) -> Vec<u32> {
         let width = self.pages.n_heads() * self.pages.head_dim;
-        // Which NaN it is says nothing.
-        let bits = |&bits: &u32| if f32::from_bits(bits).is_nan() { f32::NAN.to_bits() } else { bits };
+        // Of the rows that see an infinite value: which NaN it is says nothing.
+        let is_any_nan = |bits: u32| self.spoilt.is_some() && f32::from_bits(bits).is_nan();
+        let bits = |&bits: &u32| if is_any_nan(bits) { f32::NAN.to_bits() } else { bits };
         outputs[0].bits[index * width..][..width].iter().map(bits).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_nan_is_as_good_as_another_only_where_a_value_is_spoilt() {
+        for spoilt in [None, Some(140)] {
+            let pages = Pages::in_company(Dtype::F32, 1, 64);
+            let (rows, tokens) = pages.company_rows(0, 1);
+            let width = pages.n_heads() * pages.head_dim;
+            let random = Random { case: u32::MAX };
+            let case = Case { random, pages, rows, tokens, window: [0; 2], softcap: 0.0, product_error: 0.0, spoilt };
+            let row = |bits: u32| case.row(&[Output::words("y", vec![bits; width])], 0);
+            let nan = f32::NAN.to_bits();
+            assert_eq!(row(nan) == row(nan | 1 << 31), spoilt.is_some(), "{spoilt:?}");
+            assert_ne!(row(0), row(nan));
+            assert_ne!(row(0), row(1 << 31), "numbers are compared bit for bit");
+        }
     }
 }
