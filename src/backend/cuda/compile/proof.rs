@@ -37,26 +37,35 @@ struct Usage {
     shared: u32,
     /// Stack and spilled bytes.
     local: u32,
+    /// Lines that told of the first two, and of the last.
+    told: [u32; 2],
 }
 
-/// Lines such as `Used 24 registers, used 1 barriers, 32 bytes smem` after `Compiling entry function 'norm_add'`.
+/// Lines such as `Used 24 registers, used 1 barriers, 32 bytes smem` after `Compiling entry function 'norm_add'`. Words that
+/// are not those of ptxas tell nothing: the numbers of a kernel count where each line of its own has told once.
 fn usages(log: &str) -> BTreeMap<String, Usage> {
     let mut usages = BTreeMap::new();
     let mut name = String::new();
     for line in log.lines() {
-        let number_before = |word: &str| -> u32 {
-            let Some((before, _)) = line.split_once(word) else { return 0 };
-            before.split_whitespace().last().and_then(|number| number.parse().ok()).unwrap_or(0)
+        let number_before = |word: &str| -> Option<u32> {
+            line.split_once(word)?.0.split_whitespace().last().and_then(|number| number.parse().ok())
         };
         if let Some((_, rest)) = line.split_once("Compiling entry function '") {
             name = rest.split('\'').next().unwrap_or_default().into();
             usages.insert(name.clone(), Usage::default());
         }
         let Some(usage) = usages.get_mut(&name) else { continue };
-        usage.local +=
-            [" bytes stack frame", " bytes spill stores", " bytes spill loads"].map(number_before).iter().sum::<u32>();
-        if line.contains("Used ") {
-            (usage.registers, usage.shared) = (number_before(" registers"), number_before(" bytes smem"));
+        if let [Some(stack), Some(stores), Some(loads)] =
+            [" bytes stack frame", " bytes spill stores", " bytes spill loads"].map(number_before)
+        {
+            usage.local += stack + stores + loads;
+            usage.told[1] += 1;
+        }
+        if let Some(registers) = number_before(" registers").filter(|_| line.contains("Used ")) {
+            usage.registers = registers;
+            // Of none there is no word.
+            usage.shared = number_before(" bytes smem").unwrap_or(0);
+            usage.told[0] += 1;
         }
     }
     usages
@@ -112,6 +121,7 @@ impl Compiled {
         let Output { cubin, log } = made.unwrap_or_else(|log| panic!("{} for {arch}: {log}", module.stem));
         let usages = usages(&log);
         assert_eq!(usages.len(), module.kernels.len(), "{}: kernels that the table has not", module.stem);
+        assert!(usages.values().all(|usage| usage.told == [1; 2]), "{}: a log of other words:\n{log}", module.stem);
         Self { usages, instructions: disassembled(&cubin) }
     }
 
@@ -148,9 +158,12 @@ fn lines() -> String {
     lines += &format!("{:<28} {:>6}  {}\n", "kernel", "shared", names.join("  "));
     for (module, made) in MODULES.iter().zip(made.chunks(columns.len())) {
         for kernel in module.kernels {
-            lines += &format!("{:<28} {:>6}", kernel.name, made[0].usages[kernel.name].shared);
+            let shared = made[0].usages[kernel.name].shared;
+            lines += &format!("{:<28} {shared:>6}", kernel.name);
             for (compiled, name) in made.iter().zip(&names) {
-                lines += &format!("  {:>10}", compiled.usages[kernel.name].registers);
+                let usage = &compiled.usages[kernel.name];
+                assert_eq!(usage.shared, shared, "{}, {name}: other bytes of shared memory", kernel.name);
+                lines += &format!("  {:>10}", usage.registers);
                 complaints.extend(compiled.complaint(kernel).map(|wrong| format!("{}, {name}: {wrong}", kernel.name)));
             }
             lines += "\n";
@@ -180,5 +193,23 @@ fn a_log_is_read_as_ptxas_writes_it() {
         ptxas info    : Used 22 registers, used 1 barriers, 48 bytes cumulative stack size, 32 bytes smem\n";
     let usages = usages(log);
     assert_eq!(usages.len(), 1);
-    assert_eq!(usages["a"], Usage { registers: 22, shared: 32, local: 60 });
+    assert_eq!(usages["a"], Usage { registers: 22, shared: 32, local: 60, told: [1; 2] });
+}
+
+/// Whatever a later ptxas may write in place of its words.
+#[test]
+fn a_log_of_other_words_tells_nothing() {
+    let log = |stack: &str, used: &str| {
+        format!("ptxas info    : Compiling entry function 'a' for 'sm_90'\n{stack}\nptxas info    : {used}\n")
+    };
+    let (stack, used) = ("48 bytes stack frame, 8 bytes spill stores, 4 bytes spill loads", "Used 22 registers");
+    let told = |log: String| usages(&log)["a"].told;
+    assert_eq!(told(log(stack, used)), [1, 1]);
+    for other in ["", "48 byte stack frame, 8 bytes spill stores, 4 bytes spill loads", "48 bytes stack frame"] {
+        assert_eq!(told(log(other, used)), [1, 0], "{other}");
+    }
+    for other in ["", "Used registers: 22", "22 registers"] {
+        assert_eq!(told(log(stack, other)), [0, 1], "{other}");
+    }
+    assert_eq!(told(log(stack, used) + stack), [1, 2], "a line of what is no kernel's own");
 }
