@@ -11,6 +11,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 /// SHA-256 of what a cubin is made of, the compiler aside: see [`super::compile::key`].
 pub(super) type Key = [u8; 32];
@@ -74,12 +75,17 @@ pub(super) fn read(file: &Path, key: &Key) -> Option<Cubin> {
     (bytemuck::bytes_of(&seal) == bytemuck::bytes_of(&Seal::of(key, &cubin))).then_some(cubin)
 }
 
-/// Writes a cubin so that nobody finds half of it, however many processes write the same one.
+/// Who began to write a file so long ago was killed at it.
+const ABANDONED: Duration = Duration::from_secs(3600);
+
+/// Writes a cubin so that nobody finds half of it, however many processes write the same one. What processes that were
+/// killed at that left in the directory is removed.
 pub(super) fn write(file: &Path, key: &Key, cubin: &Cubin) -> io::Result<()> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let mut name = file.as_os_str().to_owned();
     name.push(format!(".{}-{}.tmp", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
     let new = PathBuf::from(name);
+    file.parent().into_iter().for_each(remove_abandoned);
     let bytes = [&cubin.image, bytemuck::bytes_of(&Seal::of(key, cubin))].concat();
     let written = fs::write(&new, bytes).and_then(|()| fs::rename(&new, file));
     if written.is_err() {
@@ -87,6 +93,22 @@ pub(super) fn write(file: &Path, key: &Key, cubin: &Cubin) -> io::Result<()> {
         let _ = fs::remove_file(&new);
     }
     written
+}
+
+/// Removes what [`write`] did not get to rename. What cannot be looked at or removed stays.
+fn remove_abandoned(directory: &Path) {
+    let is_abandoned = |entry: &fs::DirEntry| {
+        let age = entry.metadata().ok().and_then(|entry| entry.modified().ok()?.elapsed().ok());
+        is_unfinished(&entry.file_name().to_string_lossy()) && age.is_some_and(|age| age > ABANDONED)
+    };
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter(is_abandoned).for_each(|entry| drop(fs::remove_file(entry.path())));
+}
+
+/// Whether a file is called `NAME.cubin.PROCESS-COUNT.tmp`, as [`write`] calls them.
+fn is_unfinished(name: &str) -> bool {
+    let numbers = name.strip_suffix(".tmp").and_then(|name| name.rsplit_once(".cubin.")?.1.split_once('-'));
+    numbers.is_some_and(|(process, count)| [process, count].iter().all(|number| number.parse::<u32>().is_ok()))
 }
 
 /// Where compiled kernels are kept unless the user says otherwise; absent where there is no home.
@@ -110,6 +132,8 @@ pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
+    use std::time::SystemTime;
 
     fn cubin(image: &[u8]) -> Cubin {
         Cubin { image: image.to_vec(), compiler: Version(12, 9) }
@@ -159,6 +183,28 @@ mod tests {
             }
         });
         assert_eq!(fs::read_dir(&directory).expect("read").count(), 1, "nothing else is left behind");
+    }
+
+    #[test]
+    fn what_killed_writers_left_is_removed_after_an_hour() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let put = |name: &str, minutes: u64| {
+            let file = fs::File::create(directory.path().join(name)).expect("made");
+            file.set_modified(SystemTime::now() - Duration::from_secs(60 * minutes)).expect("it is mine");
+        };
+        let kept = ["a.cubin.12-0.tmp", "b.cubin", "c.cubin.12.tmp", "c.cubin.x-1.tmp", "notes.12-0.tmp", "c.12-0.tmp"];
+        put(kept[0], 58);
+        kept[1..].iter().for_each(|name| put(name, 100_000));
+        put("a.cubin.7-3.tmp", 62);
+        put("other.sm_90.nvrtc-12.9.00ff.cubin.4294967295-11.tmp", 100_000);
+        // Of a clock that was set back since.
+        let ahead = fs::File::create(directory.path().join("d.cubin.1-1.tmp")).expect("made");
+        ahead.set_modified(SystemTime::now() + Duration::from_secs(7200)).expect("it is mine");
+        write(&directory.path().join("new.cubin"), &[1; 32], &cubin(b"x")).expect("written");
+        let entries = fs::read_dir(&directory).expect("read").map(|entry| entry.expect("an entry").file_name());
+        let left: BTreeSet<_> = entries.map(|name| name.into_string().expect("UTF-8")).collect();
+        let expected = kept.iter().chain(&["d.cubin.1-1.tmp", "new.cubin"]).map(|name| name.to_string());
+        assert_eq!(left, expected.collect());
     }
 
     #[test]
