@@ -2,6 +2,7 @@
 //! the headers of the weights, or takes shapes by name.
 
 use super::args::PlanArgs;
+use super::loading::warn_of_idle_cards;
 use super::open;
 use super::output::{Stdout, gigabytes, table};
 use crate::backend::params::MAX_SLOTS;
@@ -21,6 +22,7 @@ pub(super) fn run(args: &PlanArgs) -> Result<()> {
     let options = args.device.engine(EngineOptions::default());
     let prefill_rows = args.chunked_prefill_size.map_or(options.prefill_rows, usize::from);
     let options = EngineOptions { prefill_rows, ..options };
+    warn_of_idle_cards(&options);
     let planner = Planner { room: options.room()?, options, checkpoints, member_of_role, positions };
     let asked = Size { batch: args.max_num_seqs.into(), max_model_len };
     let sizes = planner.sizes(asked);

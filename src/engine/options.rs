@@ -40,19 +40,32 @@ impl BackendChoice {
     /// names where a card's kernels are wants CUDA, and is told if they are not there.
     pub fn on_this_machine(self, kernels: &cuda::Sources) -> Self {
         match self {
-            BackendChoice::Auto if !may_have_gpu() => BackendChoice::Cpu,
-            BackendChoice::Auto if is_for_cuda(kernels) => BackendChoice::Cuda,
-            BackendChoice::Auto if wgpu::adapters().iter().any(|adapter| !adapter.software) => BackendChoice::Wgpu,
+            BackendChoice::Auto if is_for_cuda(&cuda::look_for_cards(kernels), kernels) => BackendChoice::Cuda,
+            BackendChoice::Auto if has_gpu() => BackendChoice::Wgpu,
             BackendChoice::Auto => BackendChoice::Cpu,
             named => named,
         }
     }
+
+    /// Why `Auto` leaves the cards here alone though they could run models, a sentence each: what their kernels lack.
+    pub fn why_not_cuda(self, kernels: &cuda::Sources) -> Vec<String> {
+        if self != BackendChoice::Auto {
+            return Vec::new();
+        }
+        let found = cuda::look_for_cards(kernels);
+        let leaves_some = !is_for_cuda(&found, kernels) && found.cards.iter().any(cuda::Card::is_new_enough);
+        if leaves_some { found.missing } else { Vec::new() }
+    }
 }
 
-fn is_for_cuda(kernels: &cuda::Sources) -> bool {
-    let found = cuda::look(kernels);
+fn is_for_cuda(found: &cuda::Inventory, kernels: &cuda::Sources) -> bool {
     let is_named = kernels.nvrtc.is_some() || kernels.cubins.is_some();
     found.is_usable() || (is_named && !found.cards.is_empty())
+}
+
+/// Whether wgpu finds a real one.
+fn has_gpu() -> bool {
+    may_have_gpu() && wgpu::adapters().iter().any(|adapter| !adapter.software)
 }
 
 /// Asking Vulkan takes some 50 ms and lets drivers print what they like. A GPU under Linux has one of these nodes; one

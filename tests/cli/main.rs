@@ -27,10 +27,11 @@ const ANSWER: &str = " Tilda Thorn was born in Torun.";
 const TILDA: u32 = 645;
 const END: u32 = 0;
 
-/// A program without the flags that whoever runs the tests has in the environment.
+/// A program without the flags that whoever runs the tests has in the environment, and without a card of NVIDIA, whose
+/// kernels may be there or not.
 fn unflagged(program: &str) -> Command {
     let mut command = Command::new(program);
-    command.env_remove("NO_COLOR");
+    command.env_remove("NO_COLOR").env("CUDA_VISIBLE_DEVICES", "-1");
     let names = std::env::vars_os().map(|(name, _)| name);
     for name in names.filter(|name| name.to_string_lossy().starts_with("PROXYTUNE_")) {
         command.env_remove(name);

@@ -53,6 +53,13 @@ pub struct Card {
     pub kernels: Option<String>,
 }
 
+impl Card {
+    /// Whether its generation can run the kernels.
+    pub fn is_new_enough(&self) -> bool {
+        self.arch.parse::<Arch>().is_ok()
+    }
+}
+
 /// What there is of CUDA here.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Inventory {
@@ -73,14 +80,19 @@ impl Inventory {
 
 /// Looks for cards, and for what their kernels are made with.
 pub fn look(sources: &Sources) -> Inventory {
+    let mut inventory = look_for_cards(sources);
+    if inventory.driver.is_none() {
+        inventory.missing.extend(super::compile::missing(sources));
+    }
+    inventory
+}
+
+/// As [`look`]; but where the driver cannot be used, which shows at once, nothing else is looked for.
+pub fn look_for_cards(sources: &Sources) -> Inventory {
     let mut inventory = Inventory::default();
     let driver = match api::init() {
         Ok(driver) => driver,
-        Err(error) => {
-            inventory.missing.push(error);
-            inventory.missing.extend(super::compile::missing(sources));
-            return inventory;
-        }
+        Err(error) => return Inventory { missing: vec![error], ..inventory },
     };
     inventory.driver = Some(driver.to_string());
     let described = api::count().and_then(|n| (0..n).map(api::describe).collect::<Result<Vec<_>, _>>());
@@ -150,13 +162,15 @@ impl Driver {
         let failed = |failure: Failure| refused(failure.to_string());
         let n_cards = api::count().map_err(failed)?;
         let cards = (0..n_cards).map(api::describe).collect::<Result<Vec<_>, _>>().map_err(failed)?;
-        let is_usable = |arch| arch >= OLDEST && Kernels::find(&options.sources, arch, driver).is_ok();
-        let first = || cards.iter().position(|card| is_usable(card.arch)).unwrap_or(0);
-        let ordinal = options.device.unwrap_or_else(first);
-        let no_such = || refused(format!("there are {n_cards} cards, counted from 0; device {ordinal} was asked for"));
-        let card = cards.get(ordinal).ok_or_else(no_such)?;
-        new_enough(&card.name, card.arch).map_err(refused)?;
-        let kernels = Kernels::find(&options.sources, card.arch, driver).map_err(refused)?;
+        let with_kernels = |ordinal: usize| {
+            let no_such = || format!("there are {n_cards} cards, counted from 0; device {ordinal} was asked for");
+            let card = cards.get(ordinal).ok_or_else(no_such)?;
+            new_enough(&card.name, card.arch)?;
+            Ok((ordinal, card, Kernels::find(&options.sources, card.arch, driver)?))
+        };
+        // Where none has kernels, it is said what the first lacks.
+        let first = || (0..n_cards).map(with_kernels).find(Result::is_ok).unwrap_or_else(|| with_kernels(0));
+        let (ordinal, card, kernels) = options.device.map_or_else(first, with_kernels).map_err(refused)?;
         let overlaps = card.arch >= OVERLAP_ARCH && driver >= OVERLAP_DRIVER;
         let name = format!("{}, {}", card.name, card.arch);
         let images = kernels.cubins()?;

@@ -31,7 +31,7 @@ mod timeline;
 
 pub use compile::{Arch, Sources, Written, write as write_kernels};
 pub use device::{Device, Step};
-pub use driver::{Allocation, Card, Driver, Inventory, Options, look};
+pub use driver::{Allocation, Card, Driver, Inventory, Options, look, look_for_cards};
 pub use matrix::Matrix;
 pub use timeline::{Time, Timeline, Times};
 

@@ -11,6 +11,7 @@ use super::args::DemoArgs;
 use super::fields::RequestFields;
 use super::generate::in_order;
 use super::interrupt::Watch;
+use super::loading::warn_of_idle_cards;
 use super::output::{Stdout, Style};
 use super::sampling::SamplingFields;
 use crate::Result;
@@ -79,8 +80,10 @@ impl Asked {
         // Only the expert gets the chat marks. Alone, it stands in the base's place.
         let (base, proxy) = (requests(&trio, 0.0, "expert")?, requests(&trio, args.alpha, "expert")?);
         let expert = requests(&expert_alone, 0.0, "all")?;
+        let options = args.device.engine_for(&[&base[..], &proxy].concat());
+        warn_of_idle_cards(&options);
         Ok(Self {
-            engine: Engine::start(trio.clone(), args.device.engine_for(&[&base[..], &proxy].concat()))?,
+            engine: Engine::start(trio.clone(), options)?,
             expert_engine: Engine::start(expert_alone, args.device.engine_for(&expert))?,
             trio,
             base,
