@@ -1,44 +1,62 @@
 //! `kernels` makes them ahead; a machine with a card takes them as they are, if they are whole and its own.
 
-use super::{nvrtc, run, stderr, stdout};
+use super::{nvrtc, run, stderr, stdout, text};
+use proxytune::backend::cuda::kernels::MODULES;
 use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-const STEMS: [&str; 10] = [
-    "copy_pages",
-    "embed",
-    "norm_matmul",
-    "rope_append",
-    "attention",
-    "matmul_add",
-    "norm_add",
-    "norm_gate_up",
-    "combine_sample",
-    "record",
-];
+/// A directory of ready kernels for two architectures, made once, without a card.
+pub(super) fn ready() -> &'static Path {
+    static READY: OnceLock<PathBuf> = OnceLock::new();
+    READY.get_or_init(|| {
+        let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda_driver_ready/kernels");
+        // Of another run.
+        let _ = fs::remove_dir_all(&out);
+        let made = run("cards=0", &["kernels", "--arch", "sm_90,sm_80", "--out", &text(&out), "--nvrtc", &nvrtc()]);
+        assert_eq!(made.status.code(), Some(0), "{}", stderr(&made));
+        let mut lines = stdout(&made).lines();
+        for arch in ["sm_90", "sm_80"] {
+            for stem in MODULES.iter().map(|module| module.stem) {
+                let file = out.join(format!("{stem}.{arch}.cubin"));
+                let line = lines.next().expect("a line for each file");
+                assert!(line.starts_with(&format!("{}  ", file.display())), "{line}");
+                let bytes = fs::read(&file).expect("it was written");
+                assert!(bytes.starts_with(b"\x7fELF") && bytes.ends_with(b"proxytune cubin\n"), "{stem}");
+            }
+        }
+        assert_eq!(fs::read_dir(&out).expect("a directory").count(), 2 * MODULES.len());
+        out
+    })
+}
 
 #[test]
 fn ready_kernels_need_no_compiler() {
     let directory = tempfile::tempdir().expect("a directory");
-    let out = directory.path().join("new/kernels");
-    let path = out.to_str().expect("a path of text");
-    // No card, no driver.
-    let made = run("cards=0", &["kernels", "--arch", "sm_90", "--out", path, "--nvrtc", &nvrtc()]);
-    assert_eq!(made.status.code(), Some(0), "{}", stderr(&made));
-    for (stem, line) in STEMS.iter().zip(stdout(&made).lines()) {
-        let file = out.join(format!("{stem}.sm_90.cubin"));
-        assert!(line.starts_with(&format!("{}  ", file.display())), "{line}");
-        let bytes = fs::read(&file).expect("it was written");
-        assert!(bytes.starts_with(b"\x7fELF") && bytes.ends_with(b"proxytune cubin\n"), "{stem}");
+    for entry in fs::read_dir(ready()).expect("a directory") {
+        let entry = entry.expect("an entry");
+        fs::copy(entry.path(), directory.path().join(entry.file_name())).expect("copied");
     }
-    assert_eq!(fs::read_dir(&out).expect("a directory").count(), STEMS.len());
-
-    let ready = format!("sm_90, ready in {path}");
+    let (out, path) = (directory.path(), &text(directory.path())[..]);
     let shown = |played: &str| stdout(&run(played, &["devices", "--cubins", path])).to_string();
-    assert!(shown("arch=90").contains(&ready), "{}", shown("arch=90"));
-    // Of another generation.
-    for played in ["arch=80", "arch=100"] {
-        assert!(shown(played).contains("has no kernels of this version of proxytune for sm_"), "{}", shown(played));
+    // Cards of a generation run what was made for an earlier one.
+    for arch in ["90", "80", "86"] {
+        let shown = shown(&format!("arch={arch}"));
+        assert!(shown.contains(&format!("sm_{arch}, ready in {path}")), "{shown}");
     }
+    for arch in ["100", "120"] {
+        let shown = shown(&format!("arch={arch}"));
+        assert!(shown.contains(&format!("no kernels of this version of proxytune for sm_{arch}")), "{shown}");
+    }
+    let listed = run("cards=2 memory=12345678", &["devices", "--json", "--cubins", path]);
+    let listed: serde_json::Value = serde_json::from_str(stdout(&listed)).expect("JSON");
+    let card = serde_json::json!({ "name": "Played Card", "arch": "sm_90", "memory_bytes": 12_345_678,
+        "multiprocessors": 132, "kernels": format!("ready in {path}") });
+    assert_eq!(listed["cuda"], serde_json::json!({ "driver": "12.9", "cards": [card, card], "missing": [] }));
+    assert_eq!(listed["auto"], "cuda");
+    let doctor = run("", &["doctor", "--backend", "cuda", "--cubins", path]);
+    assert_eq!(doctor.status.code(), Some(0), "{}", stderr(&doctor));
+    assert!(stdout(&doctor).contains(&format!("Played Card, sm_90, ready in {path}")), "{}", stdout(&doctor));
     let asked = ["generate", "--demo", "-p", "a", "--backend", "cuda", "--max-tokens", "2", "--cubins", path];
     let text = run("", &asked);
     assert_eq!(text.status.code(), Some(0), "{}", stderr(&text));

@@ -3,32 +3,49 @@
 //! compiled by NVRTC too, as they are for a card.
 
 mod absent;
+mod auto;
 #[allow(dead_code, reason = "the runner's process is for tests/cuda_host")]
 #[path = "../cuda_host/build.rs"]
 mod build;
 mod kernels;
+mod sources;
 mod steps;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
+
+const QUESTION: &str = "Where was Tilda Thorn born?";
 
 /// The NVRTC that scripts/nvidia-tools has fetched.
 fn nvrtc() -> String {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/nvidia/nvidia/cuda_nvrtc/lib/libnvrtc.so.12");
     assert!(file.exists(), "{} is not here: scripts/nvidia-tools fetches it", file.display());
-    file.to_str().expect("a path of text").into()
+    text(&file)
 }
 
-/// The binary with a driver that plays what `played` says, and with no flags of whoever runs the tests.
+fn text(path: &Path) -> String {
+    path.to_str().expect("a path of text").into()
+}
+
+/// What is kept from run to run: compiling takes longer than all else here.
+fn cache() -> String {
+    text(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda_driver"))
+}
+
+/// The binary with a driver that plays what `played` says, and nothing else in its environment: no flags of whoever runs the
+/// tests, no Python, no home.
 fn command(played: &str, args: &[&str]) -> Command {
-    static DRIVER: OnceLock<std::path::PathBuf> = OnceLock::new();
+    command_of(Path::new(env!("CARGO_BIN_EXE_proxytune")), played, args)
+}
+
+/// As [`command`], of a binary that stands elsewhere.
+fn command_of(binary: &Path, played: &str, args: &[&str]) -> Command {
+    static DRIVER: OnceLock<PathBuf> = OnceLock::new();
     let library = DRIVER.get_or_init(|| build::runner(build::Flavour::Driver));
-    let mut command = Command::new(env!("CARGO_BIN_EXE_proxytune"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PROXYTUNE_")) {
-        command.env_remove(name);
-    }
-    command.env("LD_LIBRARY_PATH", library.parent().expect("it stands in a directory")).env("PLAYED_CUDA", played);
+    let mut command = Command::new(binary);
+    command.env_clear().env("HOME", "/no/such/home").env("PLAYED_CUDA", played);
+    command.env("LD_LIBRARY_PATH", library.parent().expect("it stands in a directory"));
     command.args(args).stdin(Stdio::null());
     command
 }

@@ -1,17 +1,10 @@
 //! Steps on a played card: the text is that of the CPU in whatever order things run, nothing is left behind, and a card that
 //! breaks down ends every request.
 
-use super::{nvrtc, run, stderr, stdout};
+use super::{QUESTION, cache, nvrtc, run, stderr, stdout};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Output;
-
-const QUESTION: &str = "Where was Tilda Thorn born?";
-
-/// What is kept from run to run: compiling takes longer than all else here.
-fn cache() -> String {
-    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("cuda_driver").to_str().expect("a path of text").into()
-}
 
 /// `generate` on the played card, and what the card has counted.
 fn generate(played: &str, args: &[&str]) -> (Output, BTreeMap<String, usize>) {
@@ -66,22 +59,33 @@ fn samples_run_beside_each_other_on_an_older_card() {
 }
 
 #[test]
-fn a_card_that_breaks_down_ends_the_request_with_its_error() {
-    // Where a step is waited for, launched, recorded, or copied from and to; each in the middle of a text.
+fn a_card_that_breaks_down_ends_every_request_with_its_error() {
+    // Where a step is waited for, launched, recorded, or copied from and to; each with three texts under way. A fault may be
+    // that of any step that was not read yet, and is laid to the first: the one after those that the host has waited for.
+    // Loading the weights takes two waits.
     let cases = [
-        ("cuEventSynchronize:700:4", "cuEventSynchronize: CUDA_ERROR_ILLEGAL_ADDRESS (an illegal memory access"),
-        ("cuGraphLaunch:700:3", "cuGraphLaunch: CUDA_ERROR_ILLEGAL_ADDRESS"),
-        ("cuLaunchKernelEx:719:70", "cuLaunchKernelEx: CUDA_ERROR_LAUNCH_FAILED"),
-        ("cuMemcpyDtoHAsync_v2:700:3", "cuMemcpyDtoHAsync_v2: CUDA_ERROR_ILLEGAL_ADDRESS"),
-        ("cuMemcpyHtoDAsync_v2:700:99", "cuMemcpyHtoDAsync_v2: CUDA_ERROR_ILLEGAL_ADDRESS"),
+        ("cuEventSynchronize:700:4", "cuEventSynchronize: CUDA_ERROR_ILLEGAL_ADDRESS (an illegal memory access", 2),
+        ("cuEventSynchronize:700:7", "cuEventSynchronize: CUDA_ERROR_ILLEGAL_ADDRESS (an illegal memory access", 5),
+        ("cuGraphLaunch:700:3", "cuGraphLaunch: CUDA_ERROR_ILLEGAL_ADDRESS", 2),
+        ("cuGraphLaunch:700:8", "cuGraphLaunch: CUDA_ERROR_ILLEGAL_ADDRESS", 7),
+        ("cuLaunchKernelEx:719:70", "cuLaunchKernelEx: CUDA_ERROR_LAUNCH_FAILED", 1),
+        ("cuMemcpyDtoHAsync_v2:700:9", "cuMemcpyDtoHAsync_v2: CUDA_ERROR_ILLEGAL_ADDRESS", 6),
+        ("cuMemcpyHtoDAsync_v2:700:130", "cuMemcpyHtoDAsync_v2: CUDA_ERROR_ILLEGAL_ADDRESS", 1),
     ];
-    for (call, said) in cases {
-        let (broken, counts) = generate(&format!("fail={call}"), &["-p", QUESTION]);
+    for (call, said, step) in cases {
+        let asked = ["-p", QUESTION, "--n", "3", "--ignore-eos", "--max-tokens", "40"];
+        let (broken, counts) = generate(&format!("fail={call}"), &asked);
         assert_eq!(broken.status.code(), Some(5), "{call}: {}", stderr(&broken));
-        for part in [said, "Played Card, sm_90", ", in step "] {
-            assert!(stderr(&broken).contains(part), "{call}: {part}: {}", stderr(&broken));
+        let ended = stdout(&broken).lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+        let ended: Vec<_> = ended.map(|result| result["error"]["message"].to_string()).collect();
+        assert_eq!(ended.len(), 3, "{call}: {}", stdout(&broken));
+        let in_step = format!(", in step {step} or later");
+        for message in ended.iter().map(String::as_str).chain([stderr(&broken)]) {
+            for part in [said, "Played Card, sm_90", &in_step] {
+                assert!(message.contains(part), "{call}: {part}: {message}");
+            }
         }
-        assert_eq!(counts.get("alive"), Some(&0), "{call}: {counts:?}");
+        assert_eq!((counts["alive"], counts["waits"]), (0, step + 1), "{call}: {counts:?}");
     }
 }
 
