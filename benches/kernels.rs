@@ -386,41 +386,29 @@ impl<B: Backend> Bench<'_, B> {
             ("drawn", unfiltered, Choice::Drawn),
             ("top-p", nucleus, Choice::Filtered),
         ];
+        let draw = |pass: &mut B::Pass, slots, choice| {
+            let op = CombineSample {
+                slots,
+                scores,
+                counts,
+                base,
+                expert,
+                anti,
+                samples,
+                constraints,
+                n_samples,
+                choice,
+                params,
+            };
+            self.backend.combine_sample(pass, op);
+        };
         for (settings, slots, choice) in settings {
-            self.line(&format!("combine_sample ({settings})"), Least::bytes(4 * 3 * rows * n_vocab), |pass, _| {
-                let op = CombineSample {
-                    slots,
-                    scores,
-                    counts,
-                    base,
-                    expert,
-                    anti,
-                    samples,
-                    constraints,
-                    n_samples,
-                    choice,
-                    params,
-                };
-                self.backend.combine_sample(pass, op);
-            })?;
+            let least = Least::bytes(4 * 3 * rows * n_vocab);
+            self.line(&format!("combine_sample ({settings})"), least, |pass, _| draw(pass, slots, choice))?;
         }
         // Where a slot drew nothing there is nothing to record, and the lines above may have been left out.
-        let mut pass = self.backend.begin();
-        let (slots, choice) = (nucleus, Choice::Filtered);
-        let op = CombineSample {
-            slots,
-            scores,
-            counts,
-            base,
-            expert,
-            anti,
-            samples,
-            constraints,
-            n_samples,
-            choice,
-            params,
-        };
-        self.backend.combine_sample(&mut pass, op);
+        let (mut pass, slots) = (self.backend.begin(), nucleus);
+        draw(&mut pass, slots, Choice::Filtered);
         self.backend.collect(self.backend.submit(pass, &[])?)?;
         let params = RecordParams { n_ids, strides, mask_words, n_top: 10, reserved: [0; 2] };
         self.line("record", Least::bytes(4 * 4 * rows * n_vocab), |pass, _| {
