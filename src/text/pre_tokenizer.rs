@@ -22,9 +22,13 @@ pub(super) type Inner = TokenizerImpl<BPE, NormalizerWrapper, PreTokenizer, Post
 /// Steps back that one match may take. Published expressions take some for each character of a long run of blanks. The
 /// engine also refuses, by itself, a match that holds more than a million places to step back to.
 const MAX_BACKTRACKS: usize = 4 * MAX_TEXT_BYTES;
-/// For all matches in one text, whatever pieces it is in and whatever expressions cut it. An expression that looks far ahead of each short match takes the square of the text's
-/// length without a step back; a published one cuts the longest text that is encoded in a fraction of a second.
+/// For all matches in one text, whatever pieces it is in and whatever expressions cut it. An expression that looks far
+/// ahead of each short match takes the square of the text's length without a step back; a published one cuts the longest
+/// text that is encoded in a fraction of a second.
 const MAX_TIME: Duration = Duration::from_secs(10);
+/// Bytes of an automaton, of which an expression may take some: a count of hundreds of thousands is a state for each.
+/// Published expressions take some kilobytes.
+const MAX_AUTOMATON_BYTES: usize = 4 << 20;
 /// Matches between two looks at the clock.
 const MATCHES_PER_LOOK: usize = 8;
 /// What `ByteLevel` with `use_regex` cuts by: GPT-2's expression, as the crate has it.
@@ -90,7 +94,8 @@ fn from_json(json: Value) -> serde_json::Result<PreTokenizer> {
 }
 
 fn expression(pattern: &str) -> serde_json::Result<Regex> {
-    let regex = RegexBuilder::new(pattern).backtrack_limit(MAX_BACKTRACKS).build();
+    let mut builder = RegexBuilder::new(pattern);
+    let regex = builder.backtrack_limit(MAX_BACKTRACKS).delegate_size_limit(MAX_AUTOMATON_BYTES).build();
     regex.map_err(|e| serde_json::Error::custom(format_args!("expression {pattern:?}: {e}")))
 }
 
@@ -195,6 +200,20 @@ mod tests {
                 assert_eq!(pieces, expected, "{text:?}, {add_prefix_space}");
             }
         }
+    }
+
+    #[test]
+    fn a_count_that_takes_much_memory_is_refused() {
+        let published = [
+            WORDS,
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\s+",
+        ];
+        assert!(published.iter().all(|pattern| expression(pattern).is_ok()));
+        assert!(expression(r"\p{L}a{100000}b").is_ok());
+        // Less than what the engine itself would bear.
+        let refused = expression(r"\p{L}a{200000}b").expect_err("it takes more than 4 MiB");
+        assert!(refused.to_string().starts_with(r#"expression "\\p{L}a{200000}b": "#), "{refused}");
     }
 
     /// Pieces that an earlier step has cut get no time of their own.
