@@ -30,6 +30,22 @@ fn the_queue_is_bounded() {
 }
 
 #[test]
+fn what_was_let_in_once_takes_no_place_in_the_queue() {
+    let mut bench = Bench::new(Sizes { n_pages: 5, max_waiting: 1, ..sizes() });
+    bench.arrive(base_only(1, 7, 6));
+    bench.submit();
+    bench.arrive(base_only(2, 7, 6));
+    while bench.scheduler.counts().preemptions == 0 {
+        bench.step().expect("two texts want six pages");
+    }
+    assert!(bench.scheduler.is_waiting(RequestId(2)));
+    bench.arrive(base_only(3, 7, 6));
+    assert_eq!(bench.scheduler.arrive(base_only(4, 7, 6)), Err(Refusal::QueueFull));
+    bench.run();
+    assert_eq!(bench.drawn.len(), 3);
+}
+
+#[test]
 fn what_no_caller_may_ask_stops_the_program() {
     type Change = fn(&mut Arrival);
     let changes: [(&str, Change); 12] = [
