@@ -144,7 +144,7 @@ fn bad_ids_ask_nobody() {
         ("tiny/b..e", "it has no --, no .."),
         ("tiny/base.git", "no .git"),
         (&long, "105 characters, the limit is 96"),
-        ("../x", "No such file or directory"),
+        ("../no-such-model", "No such file or directory"),
         ("./tiny/base", "No such file or directory"),
         ("/tiny/base", "No such file or directory"),
         ("~/base", "No such file or directory"),
