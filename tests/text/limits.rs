@@ -25,7 +25,7 @@ fn expressions_that_backtrack_for_ever() {
     let letters = "a".repeat(10_000);
     for (expression, text) in [
         // Exponential in 40 letters, cubic and quadratic in 5,000. What looks ahead keeps them from the linear engine.
-        (r"(?:a+)+(?!a)b", &letters[..40]),
+        (r"(?:a+a?)+(?!a)b", &letters[..40]),
         (r"(?:a|a)+(?!a)b", &letters[..40]),
         (r"(a*)*\1b", &letters[..40]),
         (r"a*a*(?!a)a*(?!a)b", &letters),
@@ -38,7 +38,7 @@ fn expressions_that_backtrack_for_ever() {
         assert!(said.contains(&format!("{expression:?}")), "{said}");
     }
     // The same expression and a text that it matches at once.
-    let ids = split_by(r"(?:a+)+(?!a)b").expect("the expression is right").encode_raw("aab").expect("it is short");
+    let ids = split_by(r"(?:a+a?)+(?!a)b").expect("the expression is right").encode_raw("aab").expect("it is short");
     assert_eq!(ids, [b'a', b'a', b'b'].map(u32::from));
     // Steps back over all of a text are no fault by themselves.
     let ids = split_by(r"a+(?!a)b|a").expect("the expression is right").encode_raw(&letters[..2_000]);
