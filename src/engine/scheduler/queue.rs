@@ -388,6 +388,17 @@ mod tests {
     }
 
     #[test]
+    fn a_tenant_whose_request_came_back_is_idle_after_it() {
+        let mut queue = Queue::default();
+        arrive(&mut queue, 1, 1);
+        let ran = queue.next().map(|id| queue.admit(id)).expect("it waits");
+        queue.come_back(ran);
+        serve(&mut queue, 1);
+        queue.end(TenantId(1));
+        assert_eq!(queue.idle.len(), 1);
+    }
+
+    #[test]
     fn tenants_are_forgotten_once_they_owe_nothing() {
         // One after the other: each starts where the one before stands, so nobody owes more than one request.
         let mut queue = Queue::default();
