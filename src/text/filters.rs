@@ -103,7 +103,7 @@ pub(super) fn tojson(value: Value, options: Kwargs) -> Result<String, Error> {
     if ensure_ascii == Some(true) {
         return Err(Error::new(ErrorKind::InvalidOperation, "tojson: ensure_ascii=true is not supported"));
     }
-    // A value may stand for far more than the memory it takes: a list repeated is not copied.
+    // A value may stand for far more than the memory it takes: a list may hold another many times.
     let mut bytes = Capped::default();
     let done = match indent {
         Some(n) => {

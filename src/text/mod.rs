@@ -5,6 +5,7 @@
 
 mod decoder;
 mod filters;
+mod guard;
 mod pre_tokenizer;
 pub mod prompt;
 mod slices;

@@ -155,12 +155,18 @@ pub(super) fn slice(state: &State, value: &Value, bounds: &[Value]) -> Result<Va
     if !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) {
         return Err(refuse(format!("value of type {} cannot be sliced", value.kind())));
     }
+    let items = items(state, value)?;
+    Ok(indices(items.len(), start, stop, step).map(|i| items[i].clone()).collect::<Vec<_>>().into())
+}
+
+/// The items of a list, a step each.
+pub(super) fn items(state: &State, list: &Value) -> Result<Vec<Value>, Error> {
     let mut items = Vec::new();
-    for item in value.try_iter()? {
+    for item in list.try_iter()? {
         state.consume_fuel(1)?;
         items.push(item);
     }
-    Ok(indices(items.len(), start, stop, step).map(|i| items[i].clone()).collect::<Vec<_>>().into())
+    Ok(items)
 }
 
 /// The places that a slice of `n` items takes, in order.

@@ -4,6 +4,7 @@
 //! to files or the environment, and runs on a limited number of steps and bytes of output.
 
 use super::filters;
+use super::guard;
 use super::slices;
 use super::tokenizer::TokenizerConfig;
 use crate::checkpoint::{Fields, Source};
@@ -116,7 +117,8 @@ impl ChatTemplate {
         }
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|e| template_error(&path, &e))?);
+        let syntax = syntax.map_err(|e| template_error(&path, &e))?;
+        environment.set_syntax(syntax.clone());
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_fuel(Some(FUEL));
         environment.set_unknown_method_callback(|state, value, method, arguments| match method {
@@ -126,12 +128,18 @@ impl ChatTemplate {
         environment.add_function("raise_exception", filters::raise_exception);
         environment.add_function("strftime_now", filters::strftime_now);
         environment.add_filter("tojson", filters::tojson);
+        environment.set_formatter(guard::write);
+        environment.add_filter(guard::MADE, guard::made);
+        environment.add_filter(guard::WEIGHED, guard::weighed);
         // Not of Jinja, and views like slices: a list chained to itself is counted by going through both, 2^n for n steps.
         environment.remove_filter("chain");
         environment.remove_filter("zip");
         let text = slices::as_calls(&filters::without_generation_tags(text));
         let left_behind = LeftBehind::default();
-        let compile = move || environment.add_template_owned(NAME, text).map(|()| environment);
+        let compile = move || {
+            environment.add_template_owned(NAME, guard::guarded(NAME, text, syntax)?)?;
+            Ok(environment)
+        };
         let environment = left_behind.in_time(&path, compile)?;
         let all = [
             ("bos_token", &tokens.bos),

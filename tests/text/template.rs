@@ -131,12 +131,98 @@ fn templates_that_never_end() {
         "{% set a = 'a' * 5000000 %}{% for i in range(100000) %}{% if a[:1] == 'b' %}{% endif %}{% endfor %}",
         steps,
     );
-    refused("a list repeated, as JSON", "{{ ([1] * 100000000) | tojson | length }}", "output limit");
+    for made in ["'' ~ {}", "{} | string", "{} | join", "{} | tojson", "{} | upper", "{}[0]", "{} == [1]"] {
+        for product in ["100000000 * [1]", "[1] * 100000000", "2 * [1] * 40000000", "100000000 * (' ' | list)"] {
+            let text = format!("{{{{ ({}) | length }}}}", made.replace("{}", &format!("({product})")));
+            refused(&text, &text, steps);
+        }
+    }
+    refused("a list repeated, inside", "{{ 1 ~ 47758072*(' ' | list) }}", steps);
     refused(
         "4 MiB of output",
-        "{% for i in range(1000) %}{{ 'a' * 5000 }}{% endfor %}",
+        "{% set a = 'a' * 5000 %}{% for i in range(1000) %}{{ a }}{% endfor %}",
         "more than 4194304 bytes of output",
     );
+}
+
+/// A text of a list may be far longer than the list is: it is paid for before it is made.
+#[test]
+fn texts_of_lists() {
+    let twins = "{% set ns = namespace(a=1) %}{% for i in range(60) %}{% set ns.a = [ns.a, ns.a] %}{% endfor %}{% set l = ns.a %}";
+    let long = "{% set a = 'a' * 1000000 %}{% set l = [a, a, a, a, a, a, a, a, a, {'a': a}] %}";
+    let many =
+        "{% set l = 80000 * ('aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa', 1) %}";
+    for list in [twins, long, many] {
+        for text in [
+            "'' ~ l",
+            "l ~ ''",
+            "[] + l ~ ''",
+            "l | string",
+            "l | join",
+            "l | upper | length",
+            "[l] | map('upper') | list",
+            "'' | replace('', l)",
+            "'b'.replace('b', l)",
+            "'%s' | format(l)",
+            "l in 'a'",
+            "l | dictsort ~ l",
+            "raise_exception(l if true)",
+            "l",
+        ] {
+            let label = format!("{{{{ {text} }}}} of {:.30}", list);
+            let error = render(&format!("{list}{{{{ {text} }}}}")).expect_err(&label).to_string();
+            let is_known = ["more than 250000 steps", "cannot convert", "invalid operation"];
+            assert!(is_known.iter().any(|known| error.contains(known)), "{label}: {error:.300}");
+        }
+        for block in ["{% set t %}{{ l }}{% endset %}", "{% macro m() %}{{ l }}{% endmacro %}{{ m() }}"] {
+            refused(block, &format!("{list}{block}"), "more than 250000 steps");
+        }
+    }
+    for (text, expected) in [
+        ("'' ~ [1, 'a'] ~ {'b': [2]}", "[1, 'a']{'b': [2]}"),
+        ("['a', 1] | join(', ')", "a, 1"),
+        ("range(3) | map('string') | join", "012"),
+        ("messages | map(attribute='role') | join('-')", "user"),
+        ("[1, 2]", "[1, 2]"),
+        ("{'a': 1}.items() | list", "[('a', 1)]"),
+    ] {
+        assert_eq!(render(&format!("{{{{ {text} }}}}")).expect(text), expected, "{text}");
+    }
+}
+
+/// Printed, they would end with the stack.
+#[test]
+fn namespaces_that_hold_themselves() {
+    let only = "line 1: \"ns\" is a namespace, of which only attributes can be used";
+    for inside in ["ns", "[ns]", "{'a': [ns]}", "dict(a=ns)", "ns | list"] {
+        let text = format!("{{% set ns = namespace(a=1) %}}{{% set ns.a = {inside} %}}{{{{ ns.a }}}}");
+        refused(inside, &text, only);
+    }
+    assert_eq!(
+        render("{% set ns = namespace(a=1) %}{% for i in range(3) %}{% set ns.a = ns.a * 2 %}{% endfor %}{{ ns.a }}")
+            .expect("as templates use them"),
+        "8"
+    );
+}
+
+/// As Python multiplies, and binds.
+#[test]
+fn products_are_those_of_python() {
+    for (product, expected) in [
+        ("2 * 3 + 4 * 5", "26"),
+        ("-2 * 3 ** 2", "-18"),
+        ("7 // 2 * 2 % 5", "1"),
+        ("2 * messages | length", "2"),
+        ("'ab' * 2 ~ 'c'", "ababc"),
+        ("[1, 2] * 2", "[1, 2, 1, 2]"),
+        ("(1, 2) * 2", "(1, 2, 1, 2)"),
+        ("(1,) * 2 == (1, 1)", "True"),
+        ("[] * 2", "[]"),
+        ("(3 * ['a'])[1:] | join", "aa"),
+        ("1.5 * 2", "3.0"),
+    ] {
+        assert_eq!(render(&format!("{{{{ {product} }}}}")).expect(product), expected, "{product}");
+    }
 }
 
 /// Depth that would overflow a thread's usual stack.
