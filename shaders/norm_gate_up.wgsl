@@ -42,12 +42,18 @@ fn gain_of(i: u32) -> vec4<f32> {
     return gain[i];
 }
 
+// 1 / (1 + e^-x), without overflow.
+fn sigmoid(x: f32) -> f32 {
+    let e = settled(exp_nonpositive(-abs(x)));
+    return settled(settled(select(e, 1.0, x >= 0.0)) / (1.0 + e));
+}
+
 fn activated(g: f32) -> f32 {
     if params.activation == SILU {
         return g * sigmoid(g);
     }
     // (1 + tanh(u)) / 2 = sigmoid(2 u), u = sqrt(2 / pi) (g + 0.044715 g^3).
-    return g * sigmoid(1.5957691 * fma(0.044715 * g * g, g, g));
+    return g * sigmoid(settled(1.5957691 * fma(settled(settled(0.044715 * g) * g), g, g)));
 }
 
 fn finish(four: u32, totals: Four, squares: Rows) {
@@ -60,8 +66,8 @@ fn finish(four: u32, totals: Four, squares: Rows) {
     let ups = total(totals, lane + 2u);
     for (var i = 0u; i < N_ROWS && first_row + i < n_rows; i++) {
         let r = norm_factor(row_of(squares, i), params.eps[member]);
-        let g = r * row_of(gates, i);
-        let u = r * row_of(ups, i);
-        h[(member * params.cap + first_row + i) * params.n_out + n] = activated(g) * u;
+        let g = settled(r * row_of(gates, i));
+        let u = settled(r * row_of(ups, i));
+        h[(member * params.cap + first_row + i) * params.n_out + n] = settled(activated(g)) * u;
     }
 }

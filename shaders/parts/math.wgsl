@@ -18,12 +18,6 @@ fn exp_nonpositive(t: f32) -> f32 {
     return y * bitcast<f32>(u32(clamp(i32(n), -126, 0) + 127) << 23u);
 }
 
-// 1 / (1 + e^-x), without overflow.
-fn sigmoid(x: f32) -> f32 {
-    let e = exp_nonpositive(-abs(x));
-    return select(e, 1.0, x >= 0.0) / (1.0 + e);
-}
-
 // c * tanh(x / c); 0 is off.
 fn softcap(x: f32, c: f32) -> f32 {
     if c == 0.0 {

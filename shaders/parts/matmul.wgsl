@@ -102,11 +102,16 @@ fn total(s: Four, index: u32) -> Rows {
     return select(select(s.a, s.b, index == 1u), select(s.c, s.d, index == 3u), index >= 2u);
 }
 
-// 1 / sqrt(mean of squares + eps), or 1. The fma is written out: a compiler that may contract a quotient and a sum, or
-// not, could do so in one form of a shader and not in the next, and their bits would differ.
+// x, through an or with 0 that no compiler can see through (a part has less than 2^31 rows): what stands on both sides is
+// neither joined nor reordered, as an H100's did in one form of norm_gate_up and not in another.
+fn settled(x: f32) -> f32 {
+    return bitcast<f32>(bitcast<u32>(x) | (part.n_rows >> 31u));
+}
+
+// 1 / sqrt(mean of squares + eps), or 1.
 fn norm_factor(squares: f32, eps: f32) -> f32 {
     if HAS_GAIN {
-        return 1.0 / sqrt(fma(squares, 1.0 / f32(n_in()), eps));
+        return settled(1.0 / settled(sqrt(fma(squares, 1.0 / f32(n_in()), eps))));
     }
     return 1.0;
 }
