@@ -44,17 +44,6 @@ DEVICE T of_member(const T (&values)[MAX_MEMBERS], u32 member) { return member =
 DEVICE u32 bits_of(float x) { return __float_as_uint(x); }
 DEVICE float float_of(u32 bits) { return __uint_as_float(bits); }
 
-// 16 bytes of weights: read once, so they are the first to leave the caches.
-DEVICE uint4 load_weights(const uint4* from) {
-    uint4 loaded;
-    u64 policy;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
-                 : "=r"(loaded.x), "=r"(loaded.y), "=r"(loaded.z), "=r"(loaded.w)
-                 : "l"(from), "l"(policy));
-    return loaded;
-}
-
 DEVICE float f16_to_f32(u16 bits) {
     float x;
     asm("{ .reg .f16 h; mov.b16 h, %1; cvt.f32.f16 %0, h; }" : "=f"(x) : "h"(bits));
@@ -108,7 +97,8 @@ DEVICE void sync_warp() { __syncwarp(); }
 // The whole block comes to this.
 DEVICE void sync_block() { __syncthreads(); }
 
-// 16 bytes from global to shared memory, there after the wait of the same thread (and, for others, a barrier).
+// 16 bytes from global to shared memory, not through L1; there after a wait of the same thread (for others, and a
+// barrier). Without a cache policy: with one, ptxas 12.9 makes code that an H100 refuses as an illegal instruction.
 DEVICE void copy_async(void* shared, const void* global) {
     const u32 to = (u32)__cvta_generic_to_shared(shared);
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
@@ -162,18 +152,20 @@ struct Split {
     u32 lo;
 };
 
-// Two numbers as pairs of bf16.
-DEVICE Split split_bf16(float x, float y) {
+// One half of the split of two numbers as pairs of bf16, without a branch: what the nearest ones leave, or these.
+DEVICE u32 part_of_bf16(float x, float y, bool is_rest) {
     const u32 hi = bf16_pair(x, y);
-    return {hi, bf16_pair(x - bf16_to_f32(hi & 0xffffu), y - bf16_to_f32(hi >> 16))};
+    return bf16_pair(x - float_of(hi * (is_rest ? 0x10000u : 0u)), y - float_of(hi & (is_rest ? 0xffff0000u : 0u)));
+}
+// The same of one number as tf32, to nearest with ties away from 0. What is left is cut, not rounded: a NaN stays one
+// there, whatever the other half makes of it.
+DEVICE u32 part_of_tf32(float x, bool is_rest) {
+    const u32 hi = (bits_of(x) + 0x1000u) & 0xffffe000u;
+    return (bits_of(x - float_of(is_rest ? hi : 0u)) + (is_rest ? 0u : 0x1000u)) & 0xffffe000u;
 }
 
-// A number as tf32, to nearest with ties away from 0. What is left is cut, not rounded: a NaN stays one there, whatever
-// the high part makes of it.
-DEVICE Split split_tf32(float x) {
-    const u32 hi = (bits_of(x) + 0x1000u) & 0xffffe000u;
-    return {hi, bits_of(x - float_of(hi)) & 0xffffe000u};
-}
+DEVICE Split split_bf16(float x, float y) { return {part_of_bf16(x, y, false), part_of_bf16(x, y, true)}; }
+DEVICE Split split_tf32(float x) { return {part_of_tf32(x, false), part_of_tf32(x, true)}; }
 
 // True in all threads of the last of n blocks that come here, after which everything the others wrote before is seen:
 // the barrier and thread 0's fence order what the block wrote before its atomic, and the fence and barrier after it

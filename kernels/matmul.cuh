@@ -16,23 +16,35 @@
 // the largest among them, and sm_80 makes an mma of two halves. From what others have measured of their units, that is
 // some units (2^-23) of the partial sum for each mma, four in the mean and thirteen at worst. A slice is an eighth of
 // K: 28 mma at K = 3,584, 148 at 18,944. A partial sum of terms of both signs is small beside the sum of their sizes,
-// to which tolerances refer; were all of one sign, the sum could come out lower by 2^-15 at 18,944. No card has shown
-// it yet.
+// to which tolerances refer; were all of one sign, the sum could come out lower by 2^-15 at 18,944. On an H100 and an
+// H200 the self-test, whose K is a few thousand at most, comes to less than half of its tolerance.
 //
 // A block is N_SLICES warps over the same TILE x TILES outputs (of each of one or two matrices) and the same 4 x FOURS
 // rows of x; each has a slice. So W is read once for each block of rows, 16 bytes per lane and tile, and x from the
-// caches, by the one warp of the block that multiplies it. Under way are always 8 loads of each lane: 4 KiB a warp,
-// 32 KiB a block. H100 needs 3.35 TB/s x 0.7 us / 132 = 18 KiB per SM. Of bf16's forms of 4 rows three blocks fit
-// (96 KiB, and the 288 blocks of 7B's QKV are all there at once), of those of 8 and 16 rows two. What a warp issues for
-// 512 bytes of bf16 (sm_90): 27 to 43 instructions at 4 rows, 39 to 72 at 8, 51 to 78 at 16; at full rate an SM has 140
-// slots in the time that they take from memory.
+// caches, by the one warp of the block that multiplies it.
+//
+// Weights come through a ring in shared memory, by copies that are waited for in groups. Loads to registers are waited
+// for by scoreboards, of which a warp has six: the compiler gave all of them one, so that waiting for the oldest waited
+// for the youngest, and each place of K took as long as a load (benches/README.md). A lane copies its own 16 bytes and
+// reads no other's, which needs no barrier. A block has 48 KiB under way; an H100 needs 3.35 TB/s x 0.7 us / 132 =
+// 18 KiB per SM. A group is a third of the ring: two are under way while one is multiplied, and x of the next is loaded
+// meanwhile. From 16 rows on its x would take too many registers, and a group is one place.
 #pragma once
 #include "common.cuh"
 
 constexpr u32 N_SLICES = 8;
 constexpr u32 THREADS = N_SLICES * WARP;
-// 16-byte loads of weights that a lane has under way.
-constexpr u32 LOADS_AHEAD = 8;
+// 16-byte copies of weights that a lane has under way: 48 KiB a block.
+constexpr u32 LOADS_AHEAD = 12;
+
+// Blocks on a processor that bf16's forms of one matrix and 8 rows are compiled for: on sm_80 the registers that three
+// leave do not suffice. Each block of any form has 49 KiB of shared memory: an H100 (227 KiB) holds four, an A100 (164)
+// three, a card of 100 KiB two.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr u32 BLOCKS_OF_8 = 2;
+#else
+constexpr u32 BLOCKS_OF_8 = 3;
+#endif
 
 // How much a block holds at once.
 template <u32 DTYPE_, u32 MATRICES_, u32 FOURS_, u32 TILES_>
@@ -50,16 +62,27 @@ struct Form {
     static constexpr u32 VECTORS = DTYPE == F32 ? 2 : 1;
     // Places of K under way.
     static constexpr u32 AHEAD = LOADS_AHEAD / (HELD * VECTORS);
-    // Places of K whose x is loaded together.
-    static constexpr u32 TOGETHER = FOURS > 2 ? 1 : 2;
-    static_assert(AHEAD % TOGETHER == 0, "whole steps");
+    // Places of K that are copied, and whose x is loaded, together: a group.
+    static constexpr u32 TOGETHER = FOURS > 2 ? 1 : AHEAD / 3;
+    static_assert(AHEAD % TOGETHER == 0, "whole groups");
     // A lane's sums of a tile and four rows: D of an mma, or [row][g, g + 8].
     static constexpr u32 SUMS = DTYPE == F32 ? 8 : 4;
 
+    // A row's four elements of x as products take them: bf16 by pairs, of tf32 and f32 each one.
+    static constexpr u32 WORDS = DTYPE == BF16 ? 2 : 4;
+
+    // Weights of a place of K, of a warp.
+    struct Place {
+        uint4 vectors[HELD][VECTORS][WARP];
+    };
     // Partial sums of one tile of outputs.
-    struct Shared {
+    struct Partial {
         float sums[MATRICES][N_SLICES][ROWS][TILE];
         float squares[N_SLICES][ROWS];
+    };
+    union Shared {
+        Place ring[N_SLICES][AHEAD];
+        Partial partial;
     };
 };
 
@@ -93,16 +116,28 @@ DEVICE float add_products(float sum, uint4 w, float4 x) {
 // A lane's part in the sums of a block.
 template <class F>
 struct Product {
+    typename F::Shared& shared;
     u32 lane, slice;
     // Places of K of the slice, and of this lane's columns there the first one and the last one.
     u32 n_places, first_column, last_column;
     u32 first_row, first_tile;
     const uint4* w[F::HELD];
-    uint4 ahead[F::AHEAD][F::HELD][F::VECTORS];
     // Where the lane's row of each four begins in x. Rows past the last repeat it; what they make is not stored.
     u32 rows[F::FOURS];
+    // Of the two columns that are a row, whether this lane has the rest.
+    bool is_rest;
     float squares[F::FOURS];
     float sums[F::HELD][F::FOURS][F::SUMS];
+
+    // The lane's columns of its rows at some places of K, and of the gain.
+    struct Activations {
+        float4 x[F::TOGETHER][F::FOURS];
+        float4 gains[F::TOGETHER];
+    };
+    // The same for the products.
+    struct Operands {
+        u32 words[F::TOGETHER][F::FOURS][F::WORDS];
+    };
 
     // The sums of the slice. False where the block has no row: it need not finish.
     DEVICE bool multiply(const uint4* const (&matrices)[F::MATRICES], const Inputs& inputs, u32 n_out) {
@@ -110,14 +145,16 @@ struct Product {
         wait_for_earlier();
         let_next_start();
         if (first_row >= inputs.n_rows) {
+            copy_wait<0>();
             return false;
         }
         run(inputs);
         return true;
     }
 
-    // Begins to load weights, and finds the rows: before wait_for_earlier(), for no kernel writes either. Tiles of
-    // outputs past the last repeat it; what they make is not stored.
+    // Begins to copy weights, and finds the rows: before wait_for_earlier(), for no kernel writes either. Whether there
+    // are rows is not waited for: few blocks have none, and all would begin later. Tiles of outputs past the last repeat
+    // it; what they make is not stored.
     DEVICE void start(const uint4* const (&matrices)[F::MATRICES], const Inputs& inputs, u32 n_out) {
         lane = threadIdx.x % WARP;
         // Through a shuffle the compiler sees that a warp has one, and that its branches do not part.
@@ -134,8 +171,8 @@ struct Product {
             w[held] = matrices[held / F::TILES] + ((u64)tile * n_tiles + first) * F::VECTORS * WARP + lane;
         }
 #pragma unroll
-        for (u32 i = 0; i < F::AHEAD; i++) {
-            load(ahead[i], i);
+        for (u32 i = 0; i < F::AHEAD; i += F::TOGETHER) {
+            copy(i, &shared.ring[slice][i]);
         }
         const u32 last_row = max_of(inputs.n_rows, 1) - 1;
 #pragma unroll
@@ -143,45 +180,72 @@ struct Product {
             const u32 row = min_of(first_row + 4 * four + lane / 8, last_row);
             rows[four] = (inputs.gather ? inputs.gather[row] : row) * inputs.n_in;
         }
+        is_rest = lane / 4 % 2 == 1;
     }
 
-    // Weights of a place of K, if the slice has it.
-    DEVICE void load(uint4 (&to)[F::HELD][F::VECTORS], u32 place) {
-        if (place < n_places) {
+    // Begins to copy the weights of a group of places, of those that the slice has.
+    DEVICE void copy(u32 place, typename F::Place* to) {
+        if (place + F::TOGETHER <= n_places) {
 #pragma unroll
-            for (u32 held = 0; held < F::HELD; held++) {
+            for (u32 j = 0; j < F::TOGETHER; j++) {
+                copy_place(place + j, to[j]);
+            }
+        } else {
+#pragma unroll 1
+            for (u32 j = 0; place + j < n_places; j++) {
+                copy_place(place + j, to[j]);
+            }
+        }
+        copy_commit();
+    }
+
+    DEVICE void copy_place(u32 place, typename F::Place& to) {
 #pragma unroll
-                for (u32 v = 0; v < F::VECTORS; v++) {
-                    to[held][v] = load_weights(w[held] + (place * F::VECTORS + v) * WARP);
-                }
+        for (u32 held = 0; held < F::HELD; held++) {
+#pragma unroll
+            for (u32 v = 0; v < F::VECTORS; v++) {
+                copy_async(&to.vectors[held][v][lane], w[held] + (place * F::VECTORS + v) * WARP);
             }
         }
     }
 
     DEVICE void run(const Inputs& inputs) {
         clear();
+        Activations x = {};
+        // A slice of a short row may have no place.
+        if (n_places > 0) {
+            x = load(inputs, 0);
+        }
+        u32 slot = 0;
 #pragma unroll 1
-        for (u32 first = 0; first < n_places; first += F::AHEAD) {
-#pragma unroll
-            for (u32 i = 0; i < F::AHEAD; i += F::TOGETHER) {
-                const u32 column = first_column + (first + i) * TILE;
-                float4 x[F::TOGETHER][F::FOURS];
-                load_x(x, inputs, column);
-                if (inputs.gain) {
-                    norm_x(x, inputs.gain, column);
-                }
+        for (u32 place = 0; place < n_places; place += F::TOGETHER) {
+            if (inputs.gain) {
+                norm(x, place);
+            }
+            const Operands own = operands(x);
+            x = load(inputs, place + F::TOGETHER);
+            typename F::Place* const group = &shared.ring[slice][slot];
+            copy_wait<F::AHEAD / F::TOGETHER - 1>();
+            if (place + F::TOGETHER <= n_places) {
 #pragma unroll
                 for (u32 j = 0; j < F::TOGETHER; j++) {
-                    if (first + i + j < n_places) {
-                        add(ahead[i + j], x[j]);
-                        load(ahead[i + j], first + i + j + F::AHEAD);
+                    add(group[j], own.words[j]);
+                }
+            } else {
+#pragma unroll
+                for (u32 j = 0; j < F::TOGETHER - 1; j++) {
+                    if (place + j < n_places) {
+                        add(group[j], own.words[j]);
                     }
                 }
             }
+            copy(place + F::AHEAD, group);
+            slot = slot + F::TOGETHER == F::AHEAD ? 0 : slot + F::TOGETHER;
         }
         end_slice();
     }
 
+    // Not where they are declared: there they would take registers while the first copies begin.
     DEVICE void clear() {
 #pragma unroll
         for (u32 four = 0; four < F::FOURS; four++) {
@@ -196,79 +260,98 @@ struct Product {
         }
     }
 
-    // The lane's columns of its rows, from `column` on. Past its last column it repeats that, without a branch, so that
-    // loads may be moved ahead of products: W is zero past the row, and nothing is added past the slice.
-    DEVICE void load_x(float4 (&x)[F::TOGETHER][F::FOURS], const Inputs& inputs, u32 column) {
+    // From a place on. Past its last column a lane repeats that: W is zero past the row, and nothing is added past the
+    // slice.
+    DEVICE Activations load(const Inputs& inputs, u32 place) {
+        const u32 column = first_column + place * TILE;
+        Activations loaded = {};
 #pragma unroll
         for (u32 j = 0; j < F::TOGETHER; j++) {
             const u32 at = min_of(column + j * TILE, last_column);
 #pragma unroll
             for (u32 four = 0; four < F::FOURS; four++) {
-                x[j][four] = *(const float4*)(inputs.x + (rows[four] + at));
+                loaded.x[j][four] = *(const float4*)(inputs.x + (rows[four] + at));
+            }
+            if (inputs.gain) {
+                loaded.gains[j] = *(const float4*)(inputs.gain + at);
             }
         }
+        return loaded;
     }
 
-    // Adds their squares, each once, and multiplies them by the gain.
-    DEVICE void norm_x(float4 (&x)[F::TOGETHER][F::FOURS], const float* gain, u32 column) {
-        float4 gains[F::TOGETHER];
-#pragma unroll
-        for (u32 j = 0; j < F::TOGETHER; j++) {
-            gains[j] = *(const float4*)(gain + min_of(column + j * TILE, last_column));
-        }
+    // Adds the squares, each once, and multiplies by the gain what was loaded from a place on.
+    DEVICE void norm(Activations& own, u32 place) {
+        const u32 column = first_column + place * TILE;
 #pragma unroll
         for (u32 j = 0; j < F::TOGETHER; j++) {
             const bool is_new = column + j * TILE <= last_column;
 #pragma unroll
             for (u32 four = 0; four < F::FOURS; four++) {
-                const float4 own = x[j][four], g = gains[j];
-                const float sum = fmaf(own.y, own.y, fmaf(own.x, own.x, squares[four]));
-                squares[four] = is_new ? fmaf(own.w, own.w, fmaf(own.z, own.z, sum)) : squares[four];
-                x[j][four] = {g.x * own.x, g.y * own.y, g.z * own.z, g.w * own.w};
+                const float4 x = own.x[j][four], g = own.gains[j];
+                const float sum = fmaf(x.y, x.y, fmaf(x.x, x.x, squares[four]));
+                squares[four] = is_new ? fmaf(x.w, x.w, fmaf(x.z, x.z, sum)) : squares[four];
+                own.x[j][four] = {g.x * x.x, g.y * x.y, g.z * x.z, g.w * x.w};
             }
         }
     }
 
-    // Adds the products of a place of K.
-    DEVICE void add(const uint4 (&weights)[F::HELD][F::VECTORS], const float4 (&x)[F::FOURS]) {
-        // Of the two columns that are a row, this lane's.
-        const bool is_rest = lane / 4 % 2 == 1;
-        const auto own = [&](Split first, Split second) -> uint2 {
-            const uint2 near = {first.hi, second.hi}, rest = {first.lo, second.lo};
-            return is_rest ? rest : near;
-        };
-        if constexpr (F::DTYPE == BF16) {
+    // Of tensor cores' columns this lane's: the nearest numbers of the type, or what they leave.
+    DEVICE Operands operands(const Activations& own) {
+        Operands operands;
+#pragma unroll
+        for (u32 j = 0; j < F::TOGETHER; j++) {
 #pragma unroll
             for (u32 four = 0; four < F::FOURS; four++) {
-                const uint2 b = own(split_bf16(x[four].x, x[four].y), split_bf16(x[four].z, x[four].w));
+                const float4 x = own.x[j][four];
+                u32(&words)[F::WORDS] = operands.words[j][four];
+                if constexpr (F::DTYPE == BF16) {
+                    words[0] = part_of_bf16(x.x, x.y, is_rest);
+                    words[1] = part_of_bf16(x.z, x.w, is_rest);
+                } else {
+                    const float of_row[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+                    for (u32 i = 0; i < 4; i++) {
+                        words[i] = F::DTYPE == F16 ? part_of_tf32(of_row[i], is_rest) : bits_of(of_row[i]);
+                    }
+                }
+            }
+        }
+        return operands;
+    }
+
+    // Adds the products of a place of K.
+    DEVICE void add(const typename F::Place& place, const u32 (&x)[F::FOURS][F::WORDS]) {
+        uint4 weights[F::HELD][F::VECTORS];
+#pragma unroll
+        for (u32 held = 0; held < F::HELD; held++) {
+#pragma unroll
+            for (u32 v = 0; v < F::VECTORS; v++) {
+                weights[held][v] = place.vectors[held][v][lane];
+            }
+        }
+#pragma unroll
+        for (u32 four = 0; four < F::FOURS; four++) {
+            if constexpr (F::DTYPE == BF16) {
 #pragma unroll
                 for (u32 held = 0; held < F::HELD; held++) {
-                    mma_bf16(sums[held][four], weights[held][0], b);
+                    mma_bf16(sums[held][four], weights[held][0], {x[four][0], x[four][1]});
                 }
-            }
-        } else if constexpr (F::DTYPE == F16) {
+            } else if constexpr (F::DTYPE == F16) {
 #pragma unroll
-            for (u32 held = 0; held < F::HELD; held++) {
-                const uint4 w = weights[held][0];
-#pragma unroll
-                for (u32 four = 0; four < F::FOURS; four++) {
-                    const uint2 b = own(split_tf32(x[four].x), split_tf32(x[four].y));
-                    mma_tf32(sums[held][four], {low_f16(w.x), low_f16(w.y), high_f16(w.x), high_f16(w.y)}, b);
+                for (u32 held = 0; held < F::HELD; held++) {
+                    const uint4 w = weights[held][0];
+                    mma_tf32(sums[held][four], {low_f16(w.x), low_f16(w.y), high_f16(w.x), high_f16(w.y)},
+                             {x[four][0], x[four][1]});
+                    mma_tf32(sums[held][four], {low_f16(w.z), low_f16(w.w), high_f16(w.z), high_f16(w.w)},
+                             {x[four][2], x[four][3]});
                 }
-#pragma unroll
-                for (u32 four = 0; four < F::FOURS; four++) {
-                    const uint2 b = own(split_tf32(x[four].z), split_tf32(x[four].w));
-                    mma_tf32(sums[held][four], {low_f16(w.z), low_f16(w.w), high_f16(w.z), high_f16(w.w)}, b);
-                }
-            }
-        } else {
-#pragma unroll
-            for (u32 four = 0; four < F::FOURS; four++) {
+            } else {
 #pragma unroll
                 for (u32 row = 0; row < 4; row++) {
                     const u32 from = 8 * row + lane % 4;
-                    const float4 of_row = {from_lane(x[four].x, from), from_lane(x[four].y, from),
-                                           from_lane(x[four].z, from), from_lane(x[four].w, from)};
+                    const float4 of_row = {
+                        float_of(from_lane(x[four][0], from)), float_of(from_lane(x[four][1], from)),
+                        float_of(from_lane(x[four][2], from)), float_of(from_lane(x[four][3], from))};
 #pragma unroll
                     for (u32 held = 0; held < F::HELD; held++) {
                         float(&sum)[F::SUMS] = sums[held][four];
@@ -312,21 +395,21 @@ struct Product {
 
     // Adds the slices, and calls store(row, output, sums of each matrix, sum of squares) for each output that there is.
     template <class Store>
-    DEVICE void finish(typename F::Shared& shared, const Inputs& inputs, u32 n_out, Store store) {
+    DEVICE void finish(const Inputs& inputs, u32 n_out, Store store) {
         const u32 g = lane / 4, t = lane % 4;
+        typename F::Partial& partial = shared.partial;
 #pragma unroll
         for (u32 tile = 0; tile < F::TILES; tile++) {
-            if (tile > 0) {
-                sync_block();
-            }
+            // The ring, and the tile before, are read.
+            sync_block();
 #pragma unroll
             for (u32 four = 0; four < F::FOURS; four++) {
                 if (tile == 0 && t == 0 && g % 2 == 0) {
-                    shared.squares[slice][4 * four + g / 2] = squares[four];
+                    partial.squares[slice][4 * four + g / 2] = squares[four];
                 }
 #pragma unroll
                 for (u32 matrix = 0; matrix < F::MATRICES; matrix++) {
-                    float(&to)[TILE] = shared.sums[matrix][slice][4 * four + t];
+                    float(&to)[TILE] = partial.sums[matrix][slice][4 * four + t];
                     to[g] = sums[matrix * F::TILES + tile][four][0];
                     to[g + 8] = sums[matrix * F::TILES + tile][four][1];
                 }
@@ -342,9 +425,9 @@ struct Product {
                 for (u32 i = 0; i < N_SLICES; i++) {
 #pragma unroll
                     for (u32 matrix = 0; matrix < F::MATRICES; matrix++) {
-                        total[matrix] += shared.sums[matrix][i][row][at % TILE];
+                        total[matrix] += partial.sums[matrix][i][row][at % TILE];
                     }
-                    total_squares += shared.squares[i][row];
+                    total_squares += partial.squares[i][row];
                 }
                 store(first_row + row, output, total, total_squares);
             }

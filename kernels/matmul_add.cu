@@ -24,23 +24,23 @@ DEVICE void matmul_add(const MatmulAddArgs& args) {
     const u32 member = blockIdx.z, n_in = params.n_in, n_out = params.n_out;
     const float* y = args.y + (u64)member * params.cap * n_in;
     const Inputs inputs = {y, nullptr, nullptr, args.extents[member].n_rows, n_in};
-    Product<F> product;
+    Product<F> product{shared};
     if (!product.multiply({args.w + member * args.w_stride}, inputs, n_out)) {
         return;
     }
     const float* bias = args.bias ? args.bias + (u64)member * n_out : nullptr;
     float* x = args.x + (u64)member * params.cap * n_out;
-    product.finish(shared, inputs, n_out, [&](u32 row, u32 n, const float(&sum)[1], float) {
+    product.finish(inputs, n_out, [&](u32 row, u32 n, const float(&sum)[1], float) {
         const float value = bias ? sum[0] + bias[n] : sum[0];
         float* at = x + (u64)row * n_out + n;
         *at = fmaf(params.scale, value, *at);
     });
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 3) matmul_add_bf16_4(const MatmulAddArgs args) {
+extern "C" __global__ void __launch_bounds__(THREADS, 4) matmul_add_bf16_4(const MatmulAddArgs args) {
     matmul_add<Form<BF16, 1, 1, 1>>(args);
 }
-extern "C" __global__ void __launch_bounds__(THREADS, 2) matmul_add_bf16_8(const MatmulAddArgs args) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_OF_8) matmul_add_bf16_8(const MatmulAddArgs args) {
     matmul_add<Form<BF16, 1, 2, 1>>(args);
 }
 extern "C" __global__ void __launch_bounds__(THREADS, 2) matmul_add_bf16_16(const MatmulAddArgs args) {

@@ -39,13 +39,13 @@ DEVICE void norm_gate_up(const NormGateUpArgs& args) {
     const float* x = args.x + (u64)member * params.cap * n_in;
     const float* gain = args.gain ? args.gain + member * n_in : nullptr;
     const Inputs inputs = {x, nullptr, gain, args.extents[member].n_rows, n_in};
-    Product<F> product;
+    Product<F> product{shared};
     if (!product.multiply({args.w_gate + member * args.w_stride, args.w_up + member * args.w_stride}, inputs, n_out)) {
         return;
     }
     const float eps = of_member(params.eps, member);
     float* h = args.h + (u64)member * params.cap * n_out;
-    product.finish(shared, inputs, n_out, [&](u32 row, u32 n, const float(&sums)[2], float squares) {
+    product.finish(inputs, n_out, [&](u32 row, u32 n, const float(&sums)[2], float squares) {
         const float r = norm_factor(inputs, squares, eps);
         const float gate = r * sums[0];
         const float active = params.activation == SILU ? silu(gate) : gelu_tanh(gate);
@@ -57,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) norm_gate_up_bf16_4(con
     norm_gate_up<Form<BF16, 2, 1, 1>>(args);
 }
 extern "C" __global__ void __launch_bounds__(THREADS, 2) norm_gate_up_bf16_8(const NormGateUpArgs args) {
-    norm_gate_up<Form<BF16, 2, 2, 1>>(args);
+    norm_gate_up<Form<BF16, 2, 2, 2>>(args);
 }
 extern "C" __global__ void __launch_bounds__(THREADS, 2) norm_gate_up_bf16_16(const NormGateUpArgs args) {
     norm_gate_up<Form<BF16, 2, 4, 1>>(args);
@@ -69,7 +69,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) norm_gate_up_f16_4(cons
     norm_gate_up<Form<F16, 2, 1, 1>>(args);
 }
 extern "C" __global__ void __launch_bounds__(THREADS, 2) norm_gate_up_f16_8(const NormGateUpArgs args) {
-    norm_gate_up<Form<F16, 2, 2, 1>>(args);
+    norm_gate_up<Form<F16, 2, 2, 2>>(args);
 }
 extern "C" __global__ void __launch_bounds__(THREADS, 1) norm_gate_up_f16_16(const NormGateUpArgs args) {
     norm_gate_up<Form<F16, 2, 4, 1>>(args);

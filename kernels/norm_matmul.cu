@@ -32,25 +32,25 @@ DEVICE void norm_matmul(const NormMatmulArgs& args) {
         args.gather ? extent.n_logits : extent.n_rows,
         n_in,
     };
-    Product<F> product;
+    Product<F> product{shared};
     if (!product.multiply({args.w + member * args.w_stride}, inputs, n_out)) {
         return;
     }
     const float* bias = args.bias ? args.bias + (u64)member * n_out : nullptr;
     const float eps = of_member(params.eps, member);
     float* y = args.y + (u64)member * params.cap_out * n_out;
-    product.finish(shared, inputs, n_out, [&](u32 row, u32 n, const float(&sum)[1], float squares) {
+    product.finish(inputs, n_out, [&](u32 row, u32 n, const float(&sum)[1], float squares) {
         const float r = norm_factor(inputs, squares, eps);
         const float value = bias ? fmaf(r, sum[0], bias[n]) : r * sum[0];
         y[(u64)row * n_out + n] = softcapped(params.scale * value, params.softcap);
     });
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 3) norm_matmul_bf16_4(const NormMatmulArgs args) {
+extern "C" __global__ void __launch_bounds__(THREADS, 4) norm_matmul_bf16_4(const NormMatmulArgs args) {
     norm_matmul<Form<BF16, 1, 1, 1>>(args);
 }
-extern "C" __global__ void __launch_bounds__(THREADS, 2) norm_matmul_bf16_8(const NormMatmulArgs args) {
-    norm_matmul<Form<BF16, 1, 2, 1>>(args);
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_OF_8) norm_matmul_bf16_8(const NormMatmulArgs args) {
+    norm_matmul<Form<BF16, 1, 2, 2>>(args);
 }
 extern "C" __global__ void __launch_bounds__(THREADS, 2) norm_matmul_bf16_16(const NormMatmulArgs args) {
     norm_matmul<Form<BF16, 1, 4, 2>>(args);
@@ -62,10 +62,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) norm_matmul_f16_4(const
     norm_matmul<Form<F16, 1, 1, 1>>(args);
 }
 extern "C" __global__ void __launch_bounds__(THREADS, 2) norm_matmul_f16_8(const NormMatmulArgs args) {
-    norm_matmul<Form<F16, 1, 2, 1>>(args);
+    norm_matmul<Form<F16, 1, 2, 2>>(args);
 }
 extern "C" __global__ void __launch_bounds__(THREADS) norm_matmul_f16_16(const NormMatmulArgs args) {
-    norm_matmul<Form<F16, 1, 4, 1>>(args);
+    norm_matmul<Form<F16, 1, 4, 2>>(args);
 }
 extern "C" __global__ void __launch_bounds__(THREADS) norm_matmul_f16_32(const NormMatmulArgs args) {
     norm_matmul<Form<F16, 1, 8, 2>>(args);

@@ -52,10 +52,10 @@ impl Shape {
         Self { random: Random { case: u32::MAX }, rows: Rows::alone(first, n_rows), spec }
     }
 
-    /// Rows `first..first + n_rows` over a K of many times what a backend has under way at once, and of no whole number of
+    /// Rows `first..first + n_rows` over a K of some times what a backend has under way at once, and of no whole number of
     /// anything: the launches of [`Check::over_long_rows`].
     pub(super) fn long(dtype: Dtype, first: usize, n_rows: usize) -> Self {
-        let spec = MatrixSpec { dtype, n_rows: 21, n_cols: 2_328 };
+        let spec = MatrixSpec { dtype, n_rows: 19, n_cols: 4_088 };
         Self { random: Random { case: u32::MAX - 1 }, rows: Rows::alone(first, n_rows), spec }
     }
 

@@ -87,8 +87,6 @@ DEVICE float float_of(u32 bits) {
     return x;
 }
 
-DEVICE uint4 load_weights(const uint4* from) { return *from; }
-
 DEVICE float f16_to_f32(u16 bits) {
     const u32 sign = (bits & 0x8000u) << 16, exponent = (bits >> 10) & 31, mantissa = bits & 0x3ffu;
     if (exponent == 31) {

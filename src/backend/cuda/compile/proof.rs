@@ -90,13 +90,13 @@ fn complaint(kernel: &str, stem: &str, instructions: &str) -> Option<String> {
     if let Some(local) = ["LDL", "STL"].iter().find(|local| instructions.contains(**local)) {
         return Some(format!("it uses local memory: {local}"));
     }
-    let (what, wide) = match stem {
-        "norm_matmul" | "matmul_add" | "norm_gate_up" => ("weights", ".128.CONSTANT"),
-        // Keys that earlier kernels wrote are no constants. Where octets are not aligned they come word by word.
-        "attention" => ("keys", if kernel.ends_with("_any") { "" } else { ".128" }),
+    let (what, load, wide) = match stem {
+        "norm_matmul" | "matmul_add" | "norm_gate_up" => ("weights", "LDGSTS.", ".128"),
+        // Where octets are not aligned they come word by word.
+        "attention" => ("keys", "LDG.", if kernel.ends_with("_any") { "" } else { ".128" }),
         _ => return None,
     };
-    if !instructions.lines().any(|line| line.contains("LDG.") && line.contains(wide)) {
+    if !instructions.lines().any(|line| line.contains(load) && line.contains(wide)) {
         return Some(format!("it does not load {what} 128 bits at a time"));
     }
     let product = [("_bf16", Some("HMMA.16816.F32.BF16")), ("_f16", Some("HMMA.1688.F32.TF32")), ("_f32", None)];
