@@ -1,8 +1,8 @@
 //! What transformers adds to the template language: functions, a JSON filter with Python's spacing, and one tag.
 
 use super::template::Capped;
-use minijinja::value::{Kwargs, Value};
-use minijinja::{Error, ErrorKind};
+use minijinja::value::{Kwargs, Rest, Value, ValueOrKwargs};
+use minijinja::{Error, ErrorKind, State};
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 use std::fmt;
@@ -24,6 +24,23 @@ impl std::error::Error for Raised {}
 /// `raise_exception("...")`.
 pub(super) fn raise_exception(text: String) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, "raise_exception").with_source(Raised(text)))
+}
+
+/// `'%s' | format(x)`.
+pub(super) fn format(state: &mut State, text: &Value, values: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    check_keys(text, "%(", ')')?;
+    minijinja::filters::format(state, text, values)
+}
+
+/// Whether keys of a format, `%(key)s` or `{0[key]}`, are ASCII: the template machine goes through them byte by byte, and
+/// panics within a character.
+pub(super) fn check_keys(text: &Value, open: &str, close: char) -> Result<(), Error> {
+    let keys = text.as_str().unwrap_or_default().split(open).skip(1);
+    let is_ascii = |rest: &str| rest.split(close).next().is_none_or(str::is_ascii);
+    if keys.into_iter().all(is_ascii) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::InvalidOperation, "a format whose keys are not ASCII is not supported"))
 }
 
 /// `strftime_now("%d %b %Y")`, in UTC: the standard library does not know the local zone.

@@ -123,10 +123,13 @@ impl ChatTemplate {
         environment.set_fuel(Some(FUEL));
         environment.set_unknown_method_callback(|state, value, method, arguments| match method {
             slices::METHOD => slices::slice(state, value, arguments),
+            "format" => filters::check_keys(value, "[", ']')
+                .and_then(|()| unknown_method_callback(state, value, method, arguments)),
             _ => unknown_method_callback(state, value, method, arguments),
         });
         environment.add_function("raise_exception", filters::raise_exception);
         environment.add_function("strftime_now", filters::strftime_now);
+        environment.add_filter("format", filters::format);
         environment.add_filter("tojson", filters::tojson);
         environment.set_formatter(guard::write);
         environment.add_filter(guard::MADE, guard::made);

@@ -73,6 +73,10 @@ fn templates_that_are_wrong() {
     refused("a date in an unknown form", "{{ strftime_now('%Q') }}", "format \"%Q\" is not supported");
     refused("escaped JSON", "{{ messages | tojson(ensure_ascii=true) }}", "ensure_ascii=true is not supported");
     refused("unknown option of JSON", "{{ messages | tojson(sort=true) }}", "sort");
+    refused("a format's key", "{{ '%(ké)s' | format(a=1) }}", "keys are not ASCII");
+    refused("a format's index", "{{ '{a[ké]}'.format(a={}) }}", "keys are not ASCII");
+    let formats = "{{ 'é %s' | format(1) }}|{{ '{} é {a[k]}'.format(1, a={'k': 2}) }}";
+    assert_eq!(render(formats).expect("keys of ASCII"), "é 1|1 é 2");
     let long = format!("{}{{{{ x }}}}", " ".repeat(32 << 10));
     refused("too long", &long, "32775 bytes, the limit is 32768");
 }
