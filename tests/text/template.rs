@@ -141,6 +141,11 @@ fn templates_that_never_end() {
             refused(&text, &text, steps);
         }
     }
+    refused(
+        "a long text again and again, as JSON",
+        "{% set a = 'a' * 1000000 %}{{ [a, a, a, a, a] | tojson | length }}",
+        "output limit",
+    );
     refused("a list repeated, inside", "{{ 1 ~ 47758072*(' ' | list) }}", steps);
     refused(
         "4 MiB of output",
@@ -169,14 +174,11 @@ fn texts_of_lists() {
             "'b'.replace('b', l)",
             "'%s' | format(l)",
             "l in 'a'",
-            "l | dictsort ~ l",
+            "{'k': l} | dictsort ~ ''",
             "raise_exception(l if true)",
             "l",
         ] {
-            let label = format!("{{{{ {text} }}}} of {:.30}", list);
-            let error = render(&format!("{list}{{{{ {text} }}}}")).expect_err(&label).to_string();
-            let is_known = ["more than 250000 steps", "cannot convert", "invalid operation"];
-            assert!(is_known.iter().any(|known| error.contains(known)), "{label}: {error:.300}");
+            refused(text, &format!("{list}{{{{ {text} }}}}"), "more than 250000 steps");
         }
         for block in ["{% set t %}{{ l }}{% endset %}", "{% macro m() %}{{ l }}{% endmacro %}{{ m() }}"] {
             refused(block, &format!("{list}{block}"), "more than 250000 steps");
